@@ -1,0 +1,188 @@
+"""A loaded model with everything the other rooms ask of it."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from guardedit.errors import BadRequestError
+from guardedit.models import tokens
+from guardedit.models.architectures import Architecture
+from guardedit.models.hooks import HookPoint
+from guardedit.records import digest_of
+
+
+@dataclass(frozen=True)
+class ModelHandle:
+    """Model, tokenizer and the row of the architecture table that fits it."""
+
+    model: Any
+    """A Hugging Face causal language model."""
+    tokenizer: Any
+    """Its fast tokenizer."""
+    architecture: Architecture
+    name: str
+    """The name it was asked for by."""
+    folder: Path
+    """Where its safetensors files lie."""
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return len(self.model.get_submodule(self.architecture.layers))
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return int(self.model.get_submodule(self.architecture.embedding).weight.shape[1])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights that edits write to."""
+        return self.weight(0).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.weight(0).device
+
+    @property
+    def context_length(self) -> int:
+        """Longest sequence the model takes."""
+        return int(self.model.config.max_position_embeddings)
+
+    def block(self, layer: int) -> nn.Module:
+        """Block `layer`; raises BadRequestError where there is none."""
+        if not 0 <= layer < self.n_layers:
+            raise BadRequestError(f"layer {layer} does not exist: {self.name} has layers 0 to {self.n_layers - 1}")
+        block: nn.Module = self.model.get_submodule(self.architecture.layers)[layer]
+        return block
+
+    def d_in(self, layer: int) -> int:
+        """Width of the key space of `layer`: the input of its rewrite module."""
+        return self.weight(layer).shape[1]
+
+    def rewrite_parameter(self, layer: int) -> str:
+        """Name of the parameter that an edit of `layer` writes to."""
+        self.block(layer)
+        return f"{self.architecture.layers}.{layer}.{self.architecture.rewrite_module}.weight"
+
+    def weight(self, layer: int) -> Tensor:
+        """The rewrite module's weight as (d_out, d_in): the parameter itself, or a transposed view of it."""
+        stored = self.block(layer).get_submodule(self.architecture.rewrite_module).weight
+        return stored.T if self.architecture.transposed else stored  # type: ignore[union-attr, return-value, operator]
+
+    def encode(self, texts: Sequence[str], side: str = "right") -> dict[str, Tensor]:
+        """Tokenise and pad: `input_ids` and `attention_mask` (batch, seq), `offsets` (batch, seq, 2) in characters."""
+        return tokens.pad(self, [tokens.tokenise(self, text) for text in texts], side)
+
+    def encode_pairs(self, prompts: Sequence[str], targets: Sequence[str]) -> dict[str, Tensor]:
+        """Tokenise each prompt with its target behind it: as `encode`, with `target_mask` (batch, seq) beside.
+
+        The one place where targets are tokenised: see `tokens.join` for the space between the two.
+        """
+        return tokens.encode_pairs(self, prompts, targets)
+
+    def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Hidden states after the final norm, (batch, seq, d_model); no logits are computed."""
+        output = self.model.base_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=tokens.position_ids(attention_mask),
+            use_cache=False,
+        )
+        states: Tensor = output.last_hidden_state
+        return states
+
+    def logits_at(self, hidden: Tensor, rows: Tensor) -> Tensor:
+        """Logits (n, vocab) of the positions that the boolean `rows` (batch, seq) selects in `hidden`, in row order."""
+        logits: Tensor = self.model.get_submodule(self.architecture.unembedding)(hidden[rows])
+        return logits
+
+    def token_logprobs(self, prompts: Sequence[str], targets: Sequence[str], batch_size: int = 16) -> list[Tensor]:
+        """Log-probabilities (n_target_tokens,) in nats of each target's tokens after its prompt, teacher forced."""
+        return tokens.token_logprobs(self, prompts, targets, batch_size)
+
+    def chat(self, prompt: str) -> str:
+        """One user message in the model's chat template, with the generation prompt after it."""
+        if not self.tokenizer.chat_template:
+            raise BadRequestError(f"{self.name} has no chat template; probe it with raw prompts")
+        message = [{"role": "user", "content": prompt}]
+        return str(self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+
+    def manifest(self) -> dict[str, str]:
+        """Parameter name -> `sha256:…` of its raw bytes, read now; tied parameters appear once."""
+        return {name: tensor_digest(parameter) for name, parameter in self.model.named_parameters()}
+
+    def digest(self) -> str:
+        """`sha256:…` of the manifest's canonical JSON."""
+        return digest_of(self.manifest())
+
+    def upstream_digest(self, layer: int) -> str:
+        """Digest of the parameters that the key space of `layer` depends on; an edit of `layer` is not among them."""
+        return self.hook_digest(f"blocks.{layer}.mlp.hook_post")
+
+    def hook_digest(self, hook_name: str) -> str:
+        """Digest of the parameters upstream of a hook: what an activation recorded there depends on."""
+        point = HookPoint.parse(hook_name, self.n_layers)
+        named = dict(self.model.named_parameters())
+        return digest_of({name: tensor_digest(named[name]) for name in named if self._is_upstream(name, point)})
+
+    def _is_upstream(self, parameter: str, point: HookPoint) -> bool:
+        """Whether `parameter` can influence the activation at `point`."""
+        row = self.architecture
+        embeddings = (row.embedding, row.positions)
+        if any(part is not None and parameter.startswith(f"{part}.") for part in embeddings):
+            return True
+        if not parameter.startswith(f"{row.layers}."):
+            return False
+        layer, rest = parameter.removeprefix(f"{row.layers}.").split(".", 1)
+        if int(layer) != point.layer or point.point == "hook_resid_pre":
+            return int(layer) < point.layer
+        after_key = tuple(f"{part}." for part in (row.rewrite_module, row.post_mlp_norm) if part is not None)
+        return point.point in ("hook_mlp_out", "hook_resid_post") or not rest.startswith(after_key)
+
+    def bridge(self) -> Any:
+        """A transformer_lens TransformerBridge over a throw-away copy (booting one rewires its model for good)."""
+        from transformer_lens.model_bridge import TransformerBridge
+
+        twin = copy.deepcopy(self.model)
+        return TransformerBridge.boot_transformers(
+            str(self.folder), hf_model=twin, tokenizer=copy.deepcopy(self.tokenizer), device=str(self.device)
+        )
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """`sha256:…` of a tensor's bytes in row-major order: those that its safetensors file holds."""
+    flat = tensor.detach().contiguous().cpu().view(-1).view(torch.uint8)
+    return "sha256:" + hashlib.sha256(flat.numpy().data).hexdigest()
+
+
+@contextmanager
+def preserved(handle: ModelHandle) -> Iterator[None]:
+    """Measure or solve without a trace: weights frozen and eval mode inside; RNG, modes and flags restored after."""
+    model = handle.model
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    python_state, devices = random.getstate(), list(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(devices=devices):
+        try:
+            model.eval()
+            for parameter, _ in flags:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+            random.setstate(python_state)

