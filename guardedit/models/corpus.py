@@ -128,7 +128,9 @@ def sample_texts(
         while len(texts) < n:
             chosen = [starts[i % len(starts)] for i in range(len(texts), min(n, len(texts) + batch_size))]
             batch = handle.encode(chosen, side="left")
-            ids = _continue(handle, batch["input_ids"], batch["attention_mask"], length, temperature, generator)
+            ids = _continue(
+                handle, batch["input_ids"], batch["attention_mask"], length, temperature, generator
+            )
             texts.extend(_decode(handle, row) for row in ids)
             if progress is not None:
                 progress(len(texts))
@@ -136,7 +138,12 @@ def sample_texts(
 
 
 def _continue(
-    handle: ModelHandle, ids: Tensor, mask: Tensor, length: int, temperature: float, generator: torch.Generator
+    handle: ModelHandle,
+    ids: Tensor,
+    mask: Tensor,
+    length: int,
+    temperature: float,
+    generator: torch.Generator,
 ) -> Tensor:
     """Ancestral sampling with a key-value cache: (batch, seq) -> (batch, new), EOS repeated once a row has ended."""
     model, eos = handle.model, handle.tokenizer.eos_token_id
@@ -145,11 +152,17 @@ def _continue(
     for _ in range(length):
         positions = tokens.position_ids(mask)[:, -new.shape[1] :]
         step = model(
-            input_ids=new, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+            input_ids=new,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
             logits_to_keep=1,
         )
         cache = step.past_key_values
-        new = torch.multinomial((step.logits[:, -1].float() / temperature).softmax(-1), 1, generator=generator)
+        new = torch.multinomial(
+            (step.logits[:, -1].float() / temperature).softmax(-1), 1, generator=generator
+        )
         if eos is not None:
             new = new.masked_fill(ended[:, None], eos)
             ended |= new[:, 0] == eos

@@ -63,7 +63,9 @@ class ModelHandle:
     def block(self, layer: int) -> nn.Module:
         """Block `layer`; raises BadRequestError where there is none."""
         if not 0 <= layer < self.n_layers:
-            raise BadRequestError(f"layer {layer} does not exist: {self.name} has layers 0 to {self.n_layers - 1}")
+            raise BadRequestError(
+                f"layer {layer} does not exist: {self.name} has layers 0 to {self.n_layers - 1}"
+            )
         block: nn.Module = self.model.get_submodule(self.architecture.layers)[layer]
         return block
 
@@ -79,7 +81,7 @@ class ModelHandle:
     def weight(self, layer: int) -> Tensor:
         """The rewrite module's weight as (d_out, d_in): the parameter itself, or a transposed view of it."""
         stored = self.block(layer).get_submodule(self.architecture.rewrite_module).weight
-        return stored.T if self.architecture.transposed else stored  # type: ignore[union-attr, return-value, operator]
+        return stored.T if self.architecture.transposed else stored  # type: ignore[return-value]
 
     def encode(self, texts: Sequence[str], side: str = "right") -> dict[str, Tensor]:
         """Tokenise and pad: `input_ids` and `attention_mask` (batch, seq), `offsets` (batch, seq, 2) in characters."""
@@ -108,7 +110,9 @@ class ModelHandle:
         logits: Tensor = self.model.get_submodule(self.architecture.unembedding)(hidden[rows])
         return logits
 
-    def token_logprobs(self, prompts: Sequence[str], targets: Sequence[str], batch_size: int = 16) -> list[Tensor]:
+    def token_logprobs(
+        self, prompts: Sequence[str], targets: Sequence[str], batch_size: int = 16
+    ) -> list[Tensor]:
         """Log-probabilities (n_target_tokens,) in nats of each target's tokens after its prompt, teacher forced."""
         return tokens.token_logprobs(self, prompts, targets, batch_size)
 
@@ -135,7 +139,9 @@ class ModelHandle:
         """Digest of the parameters upstream of a hook: what an activation recorded there depends on."""
         point = HookPoint.parse(hook_name, self.n_layers)
         named = dict(self.model.named_parameters())
-        return digest_of({name: tensor_digest(named[name]) for name in named if self._is_upstream(name, point)})
+        return digest_of(
+            {name: tensor_digest(named[name]) for name in named if self._is_upstream(name, point)}
+        )
 
     def _is_upstream(self, parameter: str, point: HookPoint) -> bool:
         """Whether `parameter` can influence the activation at `point`."""

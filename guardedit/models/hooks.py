@@ -204,4 +204,6 @@ def _on_output(fn: Replace) -> Callable[..., Any]:
 
 def _refuse_skipped(module: nn.Module) -> None:
     if isinstance(vars(module).get("forward"), _Skip):
-        raise BadRequestError("this block is skipped by resume(): its activations do not exist in this forward pass")
+        raise BadRequestError(
+            "this block is skipped by resume(): its activations do not exist in this forward pass"
+        )

@@ -114,7 +114,9 @@ def _load_folder(folder: Path, name: str) -> ModelHandle:
     except (OSError, ValueError) as error:
         raise BadModelError(f"{name} cannot be loaded: {error}") from error
     if not tokenizer.is_fast:
-        raise BadModelError(f"{name} has no fast tokenizer; guardedit needs character offsets to find a subject")
+        raise BadModelError(
+            f"{name} has no fast tokenizer; guardedit needs character offsets to find a subject"
+        )
     _check_complete(info, name)
     handle = ModelHandle(model.eval(), tokenizer, detect(model), name, folder)
     _check_finite(handle)
@@ -125,7 +127,9 @@ def _check_complete(info: dict[str, Any], name: str) -> None:
     """Transformers fills absent weights at random and only warns; here that is an error."""
     absent = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if absent:
-        raise BadModelError(f"{name}: the folder lacks {', '.join(absent[:5])} ({len(absent)} parameters in all)")
+        raise BadModelError(
+            f"{name}: the folder lacks {', '.join(absent[:5])} ({len(absent)} parameters in all)"
+        )
 
 
 def _check_finite(handle: ModelHandle) -> None:
@@ -134,7 +138,9 @@ def _check_finite(handle: ModelHandle) -> None:
         # min and max carry NaN on and need no mask the size of the tensor.
         low, high = parameter.detach().aminmax()
         if not (torch.isfinite(low) and torch.isfinite(high)):
-            raise BadModelError(f"{handle.name}: parameter {parameter_name} holds NaN or infinity; load an intact copy")
+            raise BadModelError(
+                f"{handle.name}: parameter {parameter_name} holds NaN or infinity; load an intact copy"
+            )
 
 
 def _check_digest(handle: ModelHandle, wheel: WheelSource) -> None:

@@ -222,13 +222,17 @@ def _start(
     }
     upstream = {name: handle.hook_digest(name) for name in hook_names}
     device = handle.device
-    sums = {n: _Sums(torch.zeros(width, width, dtype=torch.float64, device=device)) for n, width in widths.items()}
+    sums = {
+        n: _Sums(torch.zeros(width, width, dtype=torch.float64, device=device)) for n, width in widths.items()
+    }
     fresh = _State(sums, upstream, autocast=str(autocast))
     if state is None or not state.exists():
         return fresh
     found = _State.load(state)
     if (found.upstream, found.autocast) != (fresh.upstream, fresh.autocast):
-        raise StatisticsMismatchError(f"{state} belongs to other weights, hooks or precision; delete it to start over")
+        raise StatisticsMismatchError(
+            f"{state} belongs to other weights, hooks or precision; delete it to start over"
+        )
     for one in found.sums.values():
         one.outer = one.outer.to(device)
     return found
@@ -243,7 +247,9 @@ def _unseen(run: _State, batches: Iterable[Batch]) -> Iterator[Batch]:
             continue
         digest = chain_digest(digest, batch)
         if index + 1 == done and digest != run.corpus_digest:
-            raise StatisticsMismatchError("the interrupted collection was made of another text; delete its state file")
+            raise StatisticsMismatchError(
+                "the interrupted collection was made of another text; delete its state file"
+            )
 
 
 @torch.no_grad()

@@ -41,9 +41,13 @@ class Suffix:
             return _forward(self.handle, self.input_ids, self.full_mask, self.position_ids, self.past)
 
 
-def split_rows(handle: ModelHandle, rows: Sequence[Sequence[int]], splits: Sequence[int], layer: int) -> Suffix:
+def split_rows(
+    handle: ModelHandle, rows: Sequence[Sequence[int]], splits: Sequence[int], layer: int
+) -> Suffix:
     """Prepare token rows, each split before index `splits[i]`, for repeated runs from block `layer` on."""
-    prefix, prefix_mask = _pad(handle, [list(row[:at]) for row, at in zip(rows, splits, strict=True)], left=True)
+    prefix, prefix_mask = _pad(
+        handle, [list(row[:at]) for row, at in zip(rows, splits, strict=True)], left=True
+    )
     ids, mask = _pad(handle, [list(row[at:]) for row, at in zip(rows, splits, strict=True)], left=False)
     starts = torch.tensor(list(splits), device=handle.device)
     positions = starts[:, None] + torch.arange(ids.shape[1], device=handle.device)
@@ -69,11 +73,15 @@ def _pad(handle: ModelHandle, rows: list[list[int]], *, left: bool) -> tuple[Ten
 
 def _past(handle: ModelHandle, ids: Tensor, mask: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    output = handle.model.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True)
+    output = handle.model.base_model(
+        input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True
+    )
     return tuple((layer.keys, layer.values) for layer in output.past_key_values.layers)
 
 
-def _forward(handle: ModelHandle, ids: Tensor, full_mask: Tensor, positions: Tensor, past: Sequence[Any]) -> Tensor:
+def _forward(
+    handle: ModelHandle, ids: Tensor, full_mask: Tensor, positions: Tensor, past: Sequence[Any]
+) -> Tensor:
     output = handle.model.base_model(
         input_ids=ids,
         attention_mask=full_mask,

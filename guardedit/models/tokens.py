@@ -46,7 +46,9 @@ def pad(handle: ModelHandle, rows: Sequence[Tokens], side: str = "right") -> dic
         raise BadRequestError("no texts to encode")
     width = max(len(row.ids) for row in rows)
     if width > handle.context_length:
-        raise BadRequestError(f"a text of {width} tokens is longer than the model's context of {handle.context_length}")
+        raise BadRequestError(
+            f"a text of {width} tokens is longer than the model's context of {handle.context_length}"
+        )
     shape = (len(rows), width)
     input_ids = torch.full(shape, pad_id(handle), dtype=torch.long)
     attention_mask = torch.zeros(shape, dtype=torch.long)

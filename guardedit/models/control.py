@@ -1,0 +1,303 @@
+"""Control text: ordinary text that no edit is about, in four domains, and simple facts beside it.
+
+`prose` and `chat` were sampled from the default model and ship with the package; `python` is read from the standard
+library of the running interpreter (so it differs between Python versions, and its digest is on record); `arithmetic` is
+made by a seeded rule. Each domain has two halves without a text in common: what is known before an edit is calibrated
+on the one ("calibrate"), and the monitor afterwards looks at the other ("test").
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import sysconfig
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from guardedit.config import cache_folder
+from guardedit.errors import BadRequestError, MissingStatisticsError
+from guardedit.models import tokens
+from guardedit.models.corpus import sample_texts
+from guardedit.models.handle import ModelHandle
+from guardedit.records import digest_of
+
+Half = Literal["calibrate", "test"]
+Progress = Callable[[str, int], None]
+"""Told what is being made and how many pieces of it there are."""
+
+DOMAINS = ("prose", "chat", "python", "arithmetic")
+PYTHON_FILES: dict[Half, tuple[str, ...]] = {
+    "calibrate": ("textwrap", "heapq", "calendar", "fnmatch", "queue", "shlex", "json/decoder", "glob", "csv", "cmd"),
+    "test": ("bisect", "statistics", "colorsys", "configparser", "difflib", "json/encoder", "string", "sched", "code",
+             "tabnanny", "zipapp", "mailbox", "ftplib", "pstats"),
+}  # fmt: skip
+"""Standard library files of the domain `python`, by half."""
+_PIECE = 1200  # characters of a piece of Python source, cut at line ends
+_SAMPLED_LENGTH = 192  # new tokens of a sampled text
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A plain fact that an edit elsewhere must leave alone."""
+
+    subject: str
+    prompt: str
+    """A stem with one `{}` for the subject."""
+    answer: str
+    relation: str
+    known: bool
+    """Whether the default model's most likely next token begins the answer."""
+
+    @property
+    def filled(self) -> str:
+        """The stem with its subject."""
+        return self.prompt.replace("{}", self.subject)
+
+
+def control_texts(
+    handle: ModelHandle, domain: str, n_tokens: int, seed: int = 0, half: Half = "calibrate"
+) -> list[str]:
+    """Texts of one domain and half, in an order that `seed` decides, until `n_tokens` tokens of `handle` are there.
+
+    Fewer come back where the text ends (shipped: some 12k tokens of prose and 10k of chat a half); count before you
+    claim. Chat is rendered through the model's own chat template, or as question and answer where it has none.
+    Raises BadRequestError for an unknown domain or half.
+    """
+    if domain not in DOMAINS:
+        raise BadRequestError(f"control domain {domain!r} is unknown; there are {', '.join(DOMAINS)}")
+    if half not in ("calibrate", "test"):
+        raise BadRequestError(f"half {half!r} is neither 'calibrate' nor 'test'")
+    if domain == "arithmetic":
+        return _until(handle, _arithmetic(seed, half), n_tokens)
+    texts = list(_python(half)) if domain == "python" else _sampled(handle, domain, half)
+    random.Random(f"{domain}/{half}/{seed}").shuffle(texts)
+    return _until(handle, texts, n_tokens)
+
+
+def control_digest(texts: Iterable[str]) -> str:
+    """`sha256:…` of a list of texts: what a result that rests on them has to name."""
+    return digest_of(list(texts))
+
+
+def load_facts(known_only: bool = True) -> tuple[Fact, ...]:
+    """The shipped facts, by default those that the default model knows."""
+    rows = [Fact(**row) for row in _rows(_shipped() / "facts.jsonl")]
+    return tuple(fact for fact in rows if fact.known or not known_only)
+
+
+def _until(handle: ModelHandle, texts: Iterable[str], n_tokens: int) -> list[str]:
+    """Texts from the front until they hold `n_tokens` tokens."""
+    taken: list[str] = []
+    total = 0
+    for text in texts:
+        if total >= n_tokens:
+            break
+        taken.append(text)
+        total += len(tokens.tokenise(handle, text).ids)
+    return taken
+
+
+def _sampled(handle: ModelHandle, domain: str, half: Half) -> list[str]:
+    """The shipped or prepared texts of `half`: one row in two."""
+    rows = _rows(_folder(handle) / f"{domain}.jsonl")[0 if half == "calibrate" else 1 :: 2]
+    if domain == "prose":
+        return [row["text"] for row in rows]
+    return [_chat_prompt(handle, row["prompt"]) + row["text"] for row in rows]
+
+
+def _chat_prompt(handle: ModelHandle, prompt: str) -> str:
+    return handle.chat(prompt) if handle.tokenizer.chat_template else f"Question: {prompt}\nAnswer: "
+
+
+def _folder(handle: ModelHandle) -> Path:
+    """Text prepared for this model by `guardedit prepare control`, else the text that ships: it suits any model."""
+    prepared = prepared_folder(handle)
+    return prepared if prepared.is_dir() else _shipped()
+
+
+def prepared_folder(handle: ModelHandle) -> Path:
+    """Where `make_control` puts a model's own control text by default."""
+    return cache_folder() / "control" / hashlib.sha256(handle.name.encode()).hexdigest()[:16]
+
+
+def _shipped() -> Path:
+    return Path(str(files("guardedit") / "assets" / "smollm2-135m" / "control"))
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """Lines of a JSONL file; raises MissingStatisticsError where it cannot be read."""
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise MissingStatisticsError(
+            f"the control text {path.name} cannot be read ({error}); make it with `guardedit prepare control`"
+        ) from error
+
+
+def _python(half: Half) -> Iterator[str]:
+    """Pieces of standard library source, cut at line ends."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for name in PYTHON_FILES[half]:
+        path = root / f"{name}.py"
+        # Modules come and go between Python versions; what was read is in the digest.
+        if path.is_file():
+            yield from _pieces(path.read_text(encoding="utf-8"))
+
+
+def _pieces(source: str) -> Iterator[str]:
+    piece = ""
+    for line in source.splitlines(keepends=True):
+        piece += line
+        if len(piece) >= _PIECE:
+            yield piece
+            piece = ""
+    if len(piece) >= _PIECE // 4:
+        yield piece
+
+
+def _arithmetic(seed: int, half: Half) -> Iterator[str]:
+    """Endless short worksheets; a line belongs to one half by the parity of its hash, so halves share no line."""
+    draw = random.Random(f"arithmetic/{seed}")
+    parity = 0 if half == "calibrate" else 1
+    while True:
+        lines: list[str] = []
+        while len(lines) < 8:
+            line = _sum(draw)
+            if hashlib.sha256(line.encode()).digest()[0] % 2 == parity:
+                lines.append(line)
+        yield "\n".join(lines) + "\n"
+
+
+def _sum(draw: random.Random) -> str:
+    a, b = draw.randint(2, 99), draw.randint(2, 99)
+    kind = draw.randrange(4)
+    if kind == 0:
+        return f"{a} + {b} = {a + b}"
+    if kind == 1:
+        return f"{a + b} - {b} = {a}"
+    if kind == 2:
+        return f"{a} * {b % 12 + 1} = {a * (b % 12 + 1)}"
+    return f"If one box holds {b} apples, then {a} boxes hold {a * b} apples."
+
+
+def relations() -> tuple[dict[str, Any], ...]:
+    """The shipped table of relations: `name`, `ids` (other names), `prompts` (stems), `pairs` (subject -> object)."""
+    return tuple(json.loads((files("guardedit") / "assets" / "probes" / "relations.json").read_text("utf-8")))
+
+
+def make_control(
+    handle: ModelHandle,
+    folder: Path | None = None,
+    seed: int = 0,
+    rounds: int = 2,
+    progress: Progress | None = None,
+) -> Path:
+    """Sample `prose.jsonl` and `chat.jsonl` from the model and ask it the facts; minutes on a CPU.
+
+    Each of the opening phrases and instructions is continued `rounds` times (temperature 0.8: at 1.0 a small model
+    soon stops making sense). The same seed gives the same files on the same machine. Returns the folder.
+    """
+    target = folder or prepared_folder(handle)
+    prompts = json.loads(
+        (files("guardedit") / "assets" / "probes" / "control_prompts.json").read_text("utf-8")
+    )
+    for domain, maker in (("prose", _make_prose), ("chat", _make_chat), ("facts", _make_facts)):
+
+        def tell(n: int, domain: str = domain) -> None:
+            if progress is not None:
+                progress(domain, n)
+
+        rows = maker(handle, prompts.get(domain, []) * rounds, seed, tell)
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        _write(target / f"{domain}.jsonl", lines.encode())
+    return target
+
+
+def _make_prose(
+    handle: ModelHandle, prompts: list[str], seed: int, tell: Callable[[int], None]
+) -> list[dict[str, Any]]:
+    texts = sample_texts(
+        handle, len(prompts), _SAMPLED_LENGTH, seed, prompts, temperature=0.8, batch_size=32, progress=tell
+    )
+    return [{"text": text} for text in texts]
+
+
+def _make_chat(
+    handle: ModelHandle, prompts: list[str], seed: int, tell: Callable[[int], None]
+) -> list[dict[str, Any]]:
+    rendered = [_chat_prompt(handle, prompt) for prompt in prompts]
+    texts = sample_texts(
+        handle,
+        len(prompts),
+        _SAMPLED_LENGTH,
+        seed + 1,
+        rendered,
+        temperature=0.8,
+        batch_size=32,
+        progress=tell,
+    )
+    # The sampler decodes without special tokens, so the template's words stand in front of the reply.
+    plain = [
+        handle.tokenizer.decode(tokens.tokenise(handle, r).ids, skip_special_tokens=True) for r in rendered
+    ]
+    pairs = zip(prompts, plain, texts, strict=True)
+    return [{"prompt": prompt, "text": text.removeprefix(front)} for prompt, front, text in pairs]
+
+
+_FACT_RELATIONS = (
+    "capital", "landmark_city", "located_in_country", "continent", "official_language", "currency", "chemical_symbol",
+    "animal_young", "color", "opposite", "author", "company_founder", "sport", "material", "part_of_year",
+)  # fmt: skip
+
+
+def _make_facts(
+    handle: ModelHandle, _: list[str], __: int, tell: Callable[[int], None]
+) -> list[dict[str, Any]]:
+    """Every pair of the plainer relations, with the model's own word on whether it knows it."""
+    chosen = [row for row in relations() if row["name"] in _FACT_RELATIONS]
+    pairs = [(row["name"], row["prompts"][0], *pair) for row in chosen for pair in row["pairs"].items()]
+    facts = []
+    for relation, prompt, subject, answer in pairs:
+        known = answer.lower().startswith(_next_word(handle, prompt.replace("{}", subject)).lower())
+        facts.append(asdict(Fact(subject, prompt, answer, relation, known)))
+        tell(len(facts))
+    return facts
+
+
+def _next_word(handle: ModelHandle, prompt: str) -> str:
+    """The most likely next token, stripped; a character no answer has where the token is white space."""
+    import torch
+
+    batch = handle.encode([prompt])
+    last = torch.zeros_like(batch["attention_mask"], dtype=torch.bool)
+    last[0, -1] = True
+    with torch.no_grad():
+        logits = handle.logits_at(handle.hidden(batch["input_ids"], batch["attention_mask"]), last)
+    return str(handle.tokenizer.decode([int(logits[0].argmax())])).strip() or "\0"
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write atomically and durably."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(part, 0o644)
+        os.replace(part, path)
+    except BaseException:
+        Path(part).unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
