@@ -1,0 +1,1 @@
+"""The record: ledger, versions, report, tracking. No torch."""

@@ -1,0 +1,114 @@
+"""Writing files so that a crash leaves the old content or the new one, never half of either."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from guardedit.errors import StorageError
+
+TEMP_PREFIX = ".tmp-"
+"""Names that a crash may leave behind; whoever owns the folder may delete them."""
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal (full, read-only, too large) into one StorageError naming the path."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StorageError(f"{path} cannot be written: {reason}; free space or choose another folder") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` survive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write and fsync a file inside a folder that nobody reads yet."""
+    with storing(path), path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace `path` in one step: temp file in the same folder, fsync, rename, fsync of the folder."""
+    with storing(path):
+        descriptor, name = tempfile.mkstemp(prefix=TEMP_PREFIX, dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its parents; each new name is made durable."""
+    missing = [p for p in (folder, *folder.parents) if not p.exists()]
+    with storing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for made in reversed(missing):
+            sync_folder(made.parent)
+
+
+def move_folder(source: Path, target: Path) -> None:
+    """Rename a finished folder into place, durably on both sides. The target must not exist."""
+    with storing(target):
+        os.rename(source, target)
+        sync_folder(target.parent)
+        if source.parent != target.parent:
+            sync_folder(source.parent)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder; renamed first, so that nobody finds half of it under its old name."""
+    if not folder.exists():
+        return
+    with storing(folder):
+        doomed = Path(tempfile.mkdtemp(prefix=TEMP_PREFIX, dir=folder.parent)) / folder.name
+        os.rename(folder, doomed)
+        sync_folder(folder.parent)
+        shutil.rmtree(doomed.parent)
+
+
+def remove_leftovers(folder: Path) -> tuple[str, ...]:
+    """Delete what crashed writers left in `folder`; returns the names."""
+    if not folder.is_dir():
+        return ()
+    names = sorted(p.name for p in folder.iterdir() if p.name.startswith(TEMP_PREFIX))
+    with storing(folder):
+        for name in names:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return tuple(names)
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space, in bytes, where `folder` is or will be."""
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    return shutil.disk_usage(existing).free
+
+
+def require_space(folder: Path, needed: int, free: Callable[[Path], int] = free_bytes) -> None:
+    """StorageError naming needed and free bytes when `needed` do not fit."""
+    available = free(folder)
+    if available < needed:
+        raise StorageError(
+            f"{folder} has {available:,} bytes free, {needed:,} are needed; free space or choose another --home"
+        )

@@ -1,0 +1,1 @@
+"""Comparing measured scores with written limits, and who may decide what. No torch."""
