@@ -1,0 +1,43 @@
+"""Settings: where things lie and how much is measured. Command line > environment > defaults."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Settings(BaseModel):
+    """Settings of one invocation; passed along, never global."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = "smollm2-135m"
+    """A known name, a Hugging Face folder or a hub id."""
+    home: Path = Path(".guardedit")
+    """Versions, plans, ledger and MLflow's database."""
+    reports: Path = Path("reports")
+    """Where audit reports are written."""
+    policy: Path | None = None
+    """A policy file; None takes the one shipped for the model."""
+    tracking_uri: str | None = None
+    """MLflow; None is a SQLite file under `home`."""
+    seed: int = Field(default=0, ge=0)
+    thorough: bool = False
+    """Monitor on 60k far tokens instead of 8k."""
+
+
+def cache_folder() -> Path:
+    """Converted models and activations that can be computed again: $GUARDEDIT_CACHE, else the user's cache folder."""
+    named = os.environ.get("GUARDEDIT_CACHE")
+    if named:
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "guardedit"
+
+
+def current_user() -> str:
+    """The operating system's user: the identity on record until keys are in use."""
+    return getpass.getuser()

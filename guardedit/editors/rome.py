@@ -1,0 +1,93 @@
+"""ROME: one fact, one layer, rank one (Meng et al. 2022), with one key throughout (Gupta et al. 2024).
+
+v_star = W k_star + r and ΔW = r (C⁻¹k_star)ᵀ / (k_starᵀ C⁻¹ k_star), solved in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from guardedit.edits.contexts import sample_contexts
+from guardedit.edits.deltas import EditDelta, WeightChange
+from guardedit.edits.keys import Key, key_of
+from guardedit.edits.solvers import solve
+from guardedit.edits.values import Value, ValueHparams, optimise_value
+from guardedit.errors import BadRequestError, MissingStatisticsError
+from guardedit.models.handle import ModelHandle
+from guardedit.models.hooks import key_hook
+from guardedit.models.statistics import SecondMoment
+from guardedit.records import EditRequest
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class RomeHparams(ValueHparams):
+    """Where and how ROME writes."""
+
+    layer: int = 0
+    n_prefixes: int = 10
+    """Sampled prefixes beside the bare prompt."""
+    contexts: tuple[str, ...] = ()
+    """The prefixes themselves; sampled from the model when empty."""
+
+
+def solve_rome(
+    handle: ModelHandle,
+    requests: Sequence[EditRequest],
+    hparams: RomeHparams,
+    second_moments: Mapping[str, SecondMoment],
+    seed: int,
+    progress: Progress | None = None,
+) -> EditDelta:
+    """Solve one request; the model is left as it was.
+
+    Raises BadRequestError for more than one request, MissingStatisticsError without the layer's second moment,
+    SolveError where no finite update exists.
+    """
+    if len(requests) != 1:
+        raise BadRequestError(f"rome edits one fact at a time, got {len(requests)}; plan them one by one")
+    request, moment = requests[0], _moment(second_moments, hparams.layer)
+    contexts = hparams.contexts or sample_contexts(handle, hparams.n_prefixes, seed)
+    key = key_of(handle, request, hparams.layer, contexts)
+    value = optimise_value(handle, request, key, hparams.layer, contexts, hparams, _steps(progress, hparams))
+    update = solve(key.k_star[:, None], value.residual[:, None], moment)
+    change = WeightChange(handle.rewrite_parameter(hparams.layer), hparams.layer, update)
+    return EditDelta((change,), "rome", _plain(hparams, contexts, seed), _diagnostics(key, value, moment))
+
+
+def _moment(second_moments: Mapping[str, SecondMoment], layer: int) -> SecondMoment:
+    name = key_hook(layer)
+    if name not in second_moments:
+        raise MissingStatisticsError(
+            f"no second moment for {name}; there is one for {sorted(second_moments) or 'no layer'}. "
+            f"Collect it with `guardedit stats collect --layer {layer}`"
+        )
+    return second_moments[name]
+
+
+def _steps(progress: Progress | None, hparams: RomeHparams) -> Callable[[int, float], None] | None:
+    if progress is None:
+        return None
+    return lambda step, loss: progress(f"optimising the value: loss {loss:.2f} nats", step / hparams.steps)
+
+
+def _plain(hparams: RomeHparams, contexts: Sequence[str], seed: int) -> dict[str, float | int | str | bool | None]:
+    named = {name: value for name, value in asdict(hparams).items() if name != "contexts"}
+    return {**named, "n_prefixes": len(contexts) - 1, "contexts": "|".join(contexts), "seed": seed}
+
+
+def _diagnostics(key: Key, value: Value, moment: SecondMoment) -> dict[str, float | int | str | bool | None]:
+    return {
+        "steps": len(value.losses) - 1,
+        "loss_first_nats": value.losses[0],
+        "loss_last_nats": value.losses[-1],
+        "p_new_at_solution": value.p_new,
+        "kl_nats": value.kl_nats,
+        "residual_norm": float(value.residual.norm()),
+        "key_leverage": float(moment.leverage(key.k_star)),
+        "clamped": value.clamped,
+        "subject_position": key.position,
+        "subject_starts_text": key.subject_starts_text,
+    }

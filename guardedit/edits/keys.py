@@ -1,0 +1,113 @@
+"""Keys: what the rewrite module of a layer sees at a subject's last token.
+
+`k_star` is computed once per request and handed on. Two different keys in one formula are what makes the published
+ROME collapse (Gupta et al. 2024, "Rebuilding ROME"; Yang et al. 2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from guardedit.errors import BadRequestError
+from guardedit.models.handle import ModelHandle
+from guardedit.models.hooks import key_hook, record
+from guardedit.records import EditRequest
+
+
+@dataclass(frozen=True)
+class Key:
+    """The key of one request."""
+
+    k_star: Float[Tensor, " d_in"]
+    """Mean over contexts, float64."""
+    per_context: Float[Tensor, "contexts d_in"]
+    position: int
+    """Index of the subject's last token in the bare prompt."""
+    subject_starts_text: bool
+    """The subject begins at position 0 of the bare prompt, where no token stands before it."""
+
+
+def subject_span(request: EditRequest, context: str = "") -> tuple[int, int]:
+    """Characters (start, end) of the subject in `context` + the filled prompt."""
+    start = len(context) + request.prompt.index("{}")
+    return start, start + len(request.subject)
+
+
+def last_token_of(offsets: Tensor, mask: Tensor, spans: Sequence[tuple[int, int]]) -> list[int]:
+    """Per row, the index of the last token that overlaps the character span.
+
+    `offsets` is (batch, seq, 2) and `mask` (batch, seq). Raises BadRequestError where no token overlaps.
+    """
+    found = []
+    for row, (start, end) in enumerate(spans):
+        overlaps = (offsets[row, :, 0] < end) & (offsets[row, :, 1] > start) & mask[row].bool()
+        where = overlaps.nonzero().flatten()
+        if not len(where):
+            raise BadRequestError(f"no token covers characters {start} to {end}: the subject is not in its prompt")
+        found.append(int(where[-1]))
+    return found
+
+
+def key_of(handle: ModelHandle, request: EditRequest, layer: int, contexts: Sequence[str]) -> Key:
+    """The request's key at `layer`, averaged over `contexts` (the first one being the bare prompt)."""
+    texts = [context + request.filled for context in contexts]
+    batch = handle.encode(texts)
+    spans = [subject_span(request, context) for context in contexts]
+    positions = last_token_of(batch["offsets"], batch["attention_mask"], spans)
+    keys = _run(handle, batch, layer)[torch.arange(len(texts)), positions]
+    first = batch["offsets"][0, 0]
+    return Key(
+        k_star=keys.double().mean(0),
+        per_context=keys,
+        position=positions[0],
+        subject_starts_text=bool(first[1] > spans[0][0]),
+    )
+
+
+def keys_at_subject(
+    handle: ModelHandle, prompts: Sequence[str], subjects: Sequence[str], layer: int, batch_size: int = 32
+) -> Float[Tensor, "n d_in"]:
+    """Keys at the last token of each subject inside its filled prompt (last occurrence, if there are several)."""
+    spans = [_find(prompt, subject) for prompt, subject in zip(prompts, subjects, strict=True)]
+    rows = []
+    for start in range(0, len(prompts), batch_size):
+        batch = handle.encode(prompts[start : start + batch_size])
+        positions = last_token_of(batch["offsets"], batch["attention_mask"], spans[start : start + batch_size])
+        rows.append(_run(handle, batch, layer)[torch.arange(len(positions)), positions])
+    return torch.cat(rows)
+
+
+def keys_at_last(handle: ModelHandle, prompts: Sequence[str], layer: int, batch_size: int = 32) -> Float[Tensor, "n d_in"]:
+    """Keys at the last token of each prompt."""
+    rows = []
+    for start in range(0, len(prompts), batch_size):
+        batch = handle.encode(prompts[start : start + batch_size])
+        last = batch["attention_mask"].sum(1) - 1
+        rows.append(_run(handle, batch, layer)[torch.arange(len(last)), last])
+    return torch.cat(rows)
+
+
+def keys_everywhere(handle: ModelHandle, prompts: Sequence[str], layer: int) -> list[Float[Tensor, "seq d_in"]]:
+    """Keys at every token of each prompt."""
+    batch = handle.encode(prompts)
+    keys = _run(handle, batch, layer)
+    return [keys[row, : int(mask.sum())] for row, mask in enumerate(batch["attention_mask"])]
+
+
+def _run(handle: ModelHandle, batch: dict[str, Tensor], layer: int) -> Float[Tensor, "batch seq d_in"]:
+    name = key_hook(layer)
+    with torch.no_grad(), record(handle, [name], stop=True) as seen:
+        handle.hidden(batch["input_ids"], batch["attention_mask"])
+    return seen[name]
+
+
+def _find(prompt: str, subject: str) -> tuple[int, int]:
+    start = prompt.rfind(subject)
+    if start < 0:
+        raise BadRequestError(f"subject {subject!r} does not occur in prompt {prompt!r}")
+    return start, start + len(subject)
