@@ -42,8 +42,8 @@ def write_new(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace `path` in one step: temp file in the same folder, fsync, rename, fsync of the folder."""
+def prepare_file(path: Path, data: bytes) -> Path:
+    """Write and fsync what shall become `path` under another name beside it: all that can run out of space."""
     with storing(path):
         descriptor, name = tempfile.mkstemp(prefix=TEMP_PREFIX, dir=path.parent)
         try:
@@ -51,11 +51,22 @@ def write_atomic(path: Path, data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(name, path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+    return Path(name)
+
+
+def publish_file(prepared: Path, path: Path) -> None:
+    """Make a prepared file appear as `path`, in one step and durably."""
+    with storing(path):
+        os.replace(prepared, path)
         sync_folder(path.parent)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace `path` in one step: temp file in the same folder, fsync, rename, fsync of the folder."""
+    publish_file(prepare_file(path, data), path)
 
 
 def make_folder(folder: Path) -> None:

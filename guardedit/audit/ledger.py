@@ -22,7 +22,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from guardedit.audit.files import make_folder, storing, write_atomic
+from guardedit.audit.files import make_folder, prepare_file, publish_file, storing
 from guardedit.errors import BadRequestError, IntegrityError, LockedError, StorageError
 from guardedit.records import Record, canonical, digest_of_bytes
 
@@ -103,8 +103,10 @@ class Ledger:
             data = _encode(seq, when, kind, plain, prev)
             digest = digest_of_bytes(data)
             connection.execute("INSERT INTO entries VALUES (?, ?, ?)", (seq, data, digest))
+            # Space for the head is taken before the entry counts, so that a full disk cannot part the two.
+            head = prepare_file(self._head_path, canonical({"digest": digest, "seq": seq}))
             connection.execute("COMMIT")
-            write_atomic(self._head_path, canonical({"digest": digest, "seq": seq}))
+            publish_file(head, self._head_path)
         return _decode_row((seq, data, digest), prev)
 
     def entries(
