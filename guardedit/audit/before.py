@@ -1,0 +1,294 @@
+"""The report's sections about the edit itself and about what was measured before anything was written."""
+
+from __future__ import annotations
+
+from guardedit.audit.sheet import Bar, Bars, Cell, Code, Dumbbells, Picture, Quote, Section, Table
+from guardedit.audit.story import allowed, observed, unexpected
+from guardedit.audit.words import SCOPES, VERDICTS, Sign, excerpt, percent, quantity, score_title, visible
+from guardedit.records import AuditReport, Finding, ProbeChange, RiskReport, Score
+
+ROWS = 25
+"""Longest table shown; what is left out is in report.json, and the table says so."""
+
+_ORDER = {"fail": 0, "inconclusive": 1, "pass": 2}
+_LEVELS = {
+    "hard": "stops the edit; nobody can lift it",
+    "soft": "a person must decide; can be waived",
+    "advisory": "is only noted",
+}
+
+
+def fact(audit: AuditReport) -> Section:
+    """Old and new answer, before and after."""
+    many = len(audit.plan.requests) > 1
+    picture = _targets(audit)
+    absent = () if picture else ("The probabilities of the old and the new answer were not measured.",)
+    lead = ("With several facts, the picture shows their mean.",) if many and picture else ()
+    return Section(
+        "fact",
+        "The fact, before and after",
+        (*lead, *absent),
+        (picture,) if picture else (),
+        _requests(audit),
+    )
+
+
+def _targets(audit: AuditReport) -> Picture | None:
+    seen = audit.target_probabilities
+    if "old_before" not in seen and "new_before" not in seen:
+        return None
+    after, word = _after(audit)
+    names = _answer_names(audit)
+    pairs = [(n, seen.get(f"{k}_before"), after.get(k)) for k, n in names.items()]
+    rows = tuple((name, before, later) for name, before, later in pairs if before is not None)
+    table = Table(
+        "Probability of each answer to the prompt",
+        ("Answer", "Before", word.capitalize()),
+        tuple((n, percent(b), "unknown" if a is None else percent(a)) for n, b, a in rows),
+        frozenset({1, 2}),
+        folded=True,
+    )
+    told = "; ".join(
+        f"{n}: {percent(b)} before, {'unknown' if a is None else percent(a)} {word}" for n, b, a in rows
+    )
+    return Picture(
+        "targets", "Old and new answer, before and after", f"{told}.", Dumbbells(rows, word), table
+    )
+
+
+def _after(audit: AuditReport) -> tuple[dict[str, float], str]:
+    """Probabilities after the edit, and whether they were measured on the copy or rehearsed."""
+    seen = audit.target_probabilities
+    if "new_after" in seen or "old_after" in seen:
+        return {k: seen[f"{k}_after"] for k in ("old", "new") if f"{k}_after" in seen}, "on the edited copy"
+    rehearsed = {k: audit.plan.risk.score(f"rehearsed_p_{k}") for k in ("old", "new")}
+    return {
+        k: s.value for k, s in rehearsed.items() if s and s.value is not None
+    }, "rehearsed, nothing written"
+
+
+def _answer_names(audit: AuditReport) -> dict[str, str]:
+    if len(audit.plan.requests) != 1:
+        return {"old": "old answers", "new": "new answers"}
+    one = audit.plan.requests[0]
+    old = visible(one.target_true.strip(" ")) if one.target_true else "today's answer"
+    return {"old": f"{old} (old)", "new": f"{visible(one.target_new.strip(' '))} (new)"}
+
+
+def _requests(audit: AuditReport) -> tuple[Table, ...]:
+    head = ("Prompt", "Says today", "Shall say")
+    tables = []
+    for caption, group in (
+        ("What was asked", audit.plan.requests),
+        ("Asked for and left out by the policy", audit.plan.stopped),
+    ):
+        rows = tuple(
+            (
+                visible(r.filled) + " …",
+                visible((r.target_true or "whatever it says").strip(" ")),
+                visible(r.target_new.strip(" ")),
+            )
+            for r in group
+        )
+        if rows:
+            tables.append(Table(caption, head, rows[:200], note=left_out(len(rows), 200)))
+    return tuple(tables)
+
+
+def left_out(count: int, limit: int) -> str:
+    """A remark on the rows that a table does not show."""
+    return f"{count - limit} more rows are in report.json." if count > limit else ""
+
+
+def disturbance(audit: AuditReport) -> Section:
+    """What the edit would disturb: concepts, tokens and rehearsed prompts."""
+    risk = audit.plan.risk
+    picture = _leaks(risk)
+    lead = (
+        "Measured before anything was written, from the solved change alone: which concepts it reaches into although it "
+        "does not mean them, and which words in ordinary text it would move.",
+    )
+    missing = (
+        [] if picture else ["The concepts at risk were not measured (no sparse autoencoder for this layer)."]
+    )
+    tables = [
+        t
+        for t in (
+            _tokens(risk),
+            probes_table("Rehearsed: prompts with the change switched on for a moment", risk.probes),
+        )
+        if t
+    ]
+    if not risk.probes:
+        missing.append("Nothing was rehearsed.")
+    return Section(
+        "disturbance",
+        "What the edit would disturb",
+        (*lead, *missing),
+        (picture,) if picture else (),
+        tuple(tables),
+        items=tuple(map(visible, risk.notes)),
+    )
+
+
+def _leaks(risk: RiskReport) -> Picture | None:
+    ranked = sorted(risk.latents, key=lambda x: (-x.share, x.hook_name, x.latent))
+    if not ranked:
+        return None
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
+        (
+            f"{x.latent}",
+            excerpt(x.label, 60),
+            excerpt(x.examples[0], 60) if x.examples else "",
+            percent(x.share),
+            "unknown" if x.firing_rate is None else percent(x.firing_rate),
+        )
+        for x in ranked[:ROWS]
+    )
+    table = Table(
+        "Concepts at risk",
+        ("Latent", "Active at", "For example", "Share of leak", "Fires on tokens"),
+        rows,
+        frozenset({0, 3, 4}),
+        left_out(len(ranked), ROWS),
+        folded=True,
+    )
+    explained = risk.score("leakage_explained")
+    known = (
+        f" The autoencoder accounts for {percent(explained.value)} of what leaks; the rest has no name."
+        if explained and explained.value is not None
+        else ""
+    )
+    top = ranked[0]
+    told = f"The largest share, {percent(top.share)}, falls on latent {top.latent} ({excerpt(top.label, 60)}).{known}"
+    bars = tuple((f"{excerpt(x.label, 44)}  ·  {x.latent}", x.share) for x in ranked[:10])
+    return Picture(
+        "leaks", "Concepts that the write reaches into", told, Bars(bars, "share of what leaks, %"), table
+    )
+
+
+def _tokens(risk: RiskReport) -> Table | None:
+    ranked = sorted(risk.tokens, key=lambda t: (-t.move, t.context))
+    if not ranked:
+        return None
+    top = max(ranked[0].move, 1e-12)
+    rows = tuple(
+        (_in_context(t.context, t.token), visible(t.domain), Bar(percent(t.move), t.move / top))
+        for t in ranked[:12]
+    )
+    return Table(
+        "Words in context that would move most",
+        ("Context", "Kind of text", "Moves by (of its size)"),
+        rows,
+        frozenset(),
+        left_out(len(ranked), 12),
+    )
+
+
+def _in_context(context: str, token: str) -> Quote:
+    """The context with its token marked, where the token ends it (as the risk room writes it)."""
+    if token and context.endswith(token):
+        return Quote(excerpt(context[: -len(token)], 70), excerpt(token))
+    return Quote(excerpt(context, 70) + " · ", excerpt(token))
+
+
+def probes_table(caption: str, probes: tuple[ProbeChange, ...]) -> Table | None:
+    """Prompts before and after: changes nobody meant first, then by how far the answer moved."""
+    if not probes:
+        return None
+    ranked = sorted(probes, key=lambda p: (not unexpected(p), -p.kl_nats, p.prompt))
+    rows = tuple(
+        (
+            _change(p),
+            SCOPES[p.scope],
+            excerpt(p.prompt) + " …",
+            excerpt(p.before.strip(" ")),
+            excerpt(p.after.strip(" ")),
+            f"{percent(p.p_before)} → {percent(p.p_after)}",
+            quantity(p.kl_nats, ""),
+        )
+        for p in ranked[:ROWS]
+    )
+    head = ("Answer", "About", "Prompt", "Before", "After", "Probability of the old one", "KL, nats")
+    return Table(caption, head, rows, frozenset({5, 6}), left_out(len(ranked), ROWS))
+
+
+def _change(probe: ProbeChange) -> Sign:
+    if probe.before == probe.after:
+        return Sign("=", "same", "quiet")
+    return Sign("✗", "lost", "bad") if unexpected(probe) else Sign("→", "may change", "good")
+
+
+def limits(audit: AuditReport) -> Section:
+    """The policy's limits before the write."""
+    judged = audit.plan.judgement
+    table = limits_table(audit, "Limits before the write", judged.findings)
+    lead = f"{visible(judged.reason).rstrip('.')}." if judged.reason else ""
+    none = () if judged.findings else ("The policy has no limit for this stage.",)
+    return Section(
+        "limits",
+        "The policy's limits, before the write",
+        tuple(p for p in (lead, *none) if p),
+        (),
+        (table, _scores(audit.plan.risk.scores)) if judged.findings else (_scores(audit.plan.risk.scores),),
+    )
+
+
+def limits_table(audit: AuditReport, caption: str, findings: tuple[Finding, ...]) -> Table:
+    """Sentence, observed, limit, verdict: the broken ones first."""
+    ranked = sorted(findings, key=lambda f: _ORDER[f.verdict])
+    rows = tuple(
+        (
+            _verdict(f),
+            visible(f.sentence),
+            observed(audit, f),
+            allowed(audit, f),
+            f"{f.level}: {_LEVELS[f.level]}",
+            Code(f.metric),
+        )
+        for f in ranked
+    )
+    return Table(
+        caption,
+        ("Limit is", "What it limits", "Observed", "Allowed", "If broken", "Metric"),
+        rows,
+        frozenset({2, 3}),
+    )
+
+
+def _verdict(finding: Finding) -> Sign:
+    sign = VERDICTS[finding.verdict]
+    if finding.verdict == "pass":
+        return sign
+    if finding.waiver:
+        return Sign(sign.icon, f"{sign.word}, waived", "unsure")
+    return Sign(sign.icon, f"{sign.word}, noted", "unsure") if finding.level == "advisory" else sign
+
+
+def _scores(scores: tuple[Score, ...]) -> Table:
+    return scores_table("Every score measured before the write", scores)
+
+
+def scores_table(caption: str, scores: tuple[Score, ...]) -> Table:
+    """All scores with interval, n and percentile; folded."""
+    rows = tuple(
+        (
+            score_title(s.name),
+            SCOPES[s.scope],
+            quantity(s.value, s.unit) if s.value is not None else "not measured",
+            _interval(s),
+            "" if s.n is None else f"{s.n:,}",
+            "" if s.percentile is None else f"{s.percentile:.0f}",
+            visible(s.reason or ""),
+            Code(s.name),
+        )
+        for s in scores
+    )
+    head = ("Score", "About", "Value", "95 % interval", "n", "Percentile among real edits", "Remark", "Name")
+    return Table(caption, head, rows, frozenset({2, 3, 4, 5}), folded=True)
+
+
+def _interval(score: Score) -> str:
+    if score.low is None or score.high is None:
+        return ""
+    return f"{quantity(score.low, score.unit)} to {quantity(score.high, score.unit)}"

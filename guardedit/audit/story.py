@@ -1,0 +1,272 @@
+"""The report's first paragraph: what was asked, what would happen to the rest, what was decided and why."""
+
+from __future__ import annotations
+
+from guardedit.audit.sheet import Story
+from guardedit.audit.words import OUTCOMES, Sign, mixed_scripts, number, percent, quantity, visible
+from guardedit.records import AuditReport, DriftReport, EditRequest, Finding, ProbeChange, Scope, Score
+
+OPS = {"<=": "at most", ">=": "at least", "<": "below", ">": "above", "==": "exactly"}
+_OUTSIDE: tuple[tuple[Scope, str], ...] = (
+    ("near", "other subjects of the same kind"),
+    ("subject", "other facts about the same subject"),
+)
+
+
+def quoted(text: str) -> str:
+    """Text of a request between quotation marks, with nothing hidden and no blanks around it."""
+    return f"“{visible(text.strip(' '))}”"
+
+
+def tell(audit: AuditReport) -> Story:
+    """The story of one edit."""
+    return Story(
+        title=title_of(audit),
+        sign=sign_of(audit),
+        headline=_headline(audit),
+        asked=_asked(audit),
+        others_title="What happened to the rest" if audit.drift else "What would happen to the rest",
+        others=_others(audit),
+        decided=_decided(audit),
+        action=_action(audit),
+        warnings=_warnings(audit),
+    )
+
+
+def title_of(audit: AuditReport) -> str:
+    """ "Eiffel Tower: Paris → Rome"; the number of facts when there are many."""
+    requests = audit.plan.requests
+    if len(requests) != 1:
+        return f"{len(requests)} facts changed together"
+    one = requests[0]
+    old = f"{visible(one.target_true.strip(' '))} → " if one.target_true else "→ "
+    return f"{visible(one.subject)}: {old}{visible(one.target_new.strip(' '))}"
+
+
+def sign_of(audit: AuditReport) -> Sign:
+    """Icon and word; an edit that passed and was then undone says so."""
+    if undone_on_request(audit):
+        return Sign("↶", "Undone on request", "unsure")
+    return OUTCOMES[audit.outcome]
+
+
+def undone_on_request(audit: AuditReport) -> bool:
+    """Rolled back although the monitor had let it pass."""
+    return audit.outcome == "rolled-back" and audit.postop is not None and audit.postop.verdict == "pass"
+
+
+def broken(audit: AuditReport) -> tuple[Finding, ...]:
+    """Findings that failed or could not be judged, after the write if there are any, else before it."""
+    after = audit.postop.findings if audit.postop else ()
+    bad = tuple(f for f in after if f.verdict != "pass" and f.level != "advisory")
+    return bad or tuple(
+        f for f in audit.plan.judgement.findings if f.verdict != "pass" and f.level != "advisory"
+    )
+
+
+def unit_of(audit: AuditReport, finding: Finding) -> str:
+    """The unit of the score behind a finding, or "" where no score is found."""
+    name = finding.metric.split("/", 1)[-1]
+    reports: list[tuple[Score, ...]] = [audit.plan.risk.scores]
+    if finding.stage == "postop":
+        reports = [r.scores for r in (audit.drift, audit.drift_base) if r] + reports
+    return next((s.unit for scores in reports for s in scores if s.name == name), "")
+
+
+def observed(audit: AuditReport, finding: Finding) -> str:
+    """The finding's value with its unit."""
+    return quantity(finding.value, unit_of(audit, finding))
+
+
+def allowed(audit: AuditReport, finding: Finding) -> str:
+    """The finding's limit in words: "at most 3 %"."""
+    return f"{OPS[finding.op]} {quantity(finding.limit, unit_of(audit, finding))}"
+
+
+def unexpected(probe: ProbeChange) -> bool:
+    """The answer changed at a prompt where it should not."""
+    return probe.before != probe.after and probe.scope not in ("target", "entailed")
+
+
+def _headline(audit: AuditReport) -> str:
+    if undone_on_request(audit):
+        return "The edit had passed and was undone on request; the stored original bytes are back."
+    return {
+        "committed": "The edit is live. It kept the limits before it was written and again on a monitored copy.",
+        "auto-approved": "The plan keeps every limit and may be applied. Nothing has been written yet.",
+        "needs-approval": "A person has to decide. Nothing is written before that.",
+        "held": "The monitor could not tell whether the edit did harm. The live model is unchanged until a person decides.",
+        "blocked": "The policy stopped this edit before anything was written. The model is unchanged.",
+        "rolled-back": "The edit did harm on a staged copy, which was thrown away. It never went live.",
+        "rejected": "A person turned the edit down. Nothing was written.",
+    }[audit.outcome]
+
+
+def _asked(audit: AuditReport) -> tuple[str, ...]:
+    plan = audit.plan
+    lines = [_one_request(r) for r in plan.requests[:3]]
+    if len(plan.requests) > 3:
+        lines.append(f"And {len(plan.requests) - 3} more; all are listed below.")
+    if plan.stopped:
+        lines.append(f"{len(plan.stopped)} more were asked for and left out, because the policy stops them.")
+    reasons = list(dict.fromkeys(visible(r.reason) for r in plan.requests if r.reason))
+    return (
+        *lines,
+        f"Asked by {visible(plan.author)}." + (f" Reason given: {reasons[0]}." if reasons else ""),
+    )
+
+
+def _one_request(request: EditRequest) -> str:
+    instead = f" instead of {quoted(request.target_true)}" if request.target_true else ""
+    return (
+        f"After {quoted(request.filled + ' …')}, the model shall say {quoted(request.target_new)}{instead}."
+    )
+
+
+def _others(audit: AuditReport) -> tuple[str, ...]:
+    lines = [_answers(audit, scope, words) for scope, words in _OUTSIDE]
+    lines.append(_far(audit))
+    if audit.drift is None:
+        lines.append(_most_moved(audit))
+    return tuple(line for line in lines if line)
+
+
+def _answers(audit: AuditReport, scope: Scope, words: str) -> str:
+    """How many answers of a scope changed: measured on the staged copy, else as rehearsed."""
+    probes = audit.drift.probes if audit.drift else audit.plan.risk.probes
+    score = _lost(audit, scope)
+    if score is None or score.value is None:
+        return f"Whether questions about {words} keep their answers was not measured."
+    verb = "got" if audit.drift else "would get"
+    count = f"{round(score.value * score.n)} of {score.n}" if score.n else percent(score.value)
+    line = f"{count} questions about {words} {verb} another answer"
+    examples = [p for p in probes if p.scope == scope and unexpected(p)]
+    if not examples or score.value == 0:
+        return line + "."
+    worst = max(examples, key=lambda p: p.kl_nats)
+    return (
+        f"{line}, such as {quoted(worst.prompt + ' …')}: {quoted(worst.before)} became {quoted(worst.after)}."
+    )
+
+
+def _lost(audit: AuditReport, scope: Scope) -> Score | None:
+    if audit.drift:
+        return audit.drift.score(f"{scope}_lost_top1") or _pooled(audit.drift, scope)
+    return audit.plan.risk.score(f"rehearsed_{scope}_lost_top1")
+
+
+def _pooled(drift: DriftReport, scope: Scope) -> Score | None:
+    domains = [d for d in drift.domains if d.scope == scope]
+    tokens = sum(d.n_tokens for d in domains)
+    if not tokens:
+        return None
+    value = sum(d.lost_top1 * d.n_tokens for d in domains) / tokens
+    return Score(name=f"{scope}_lost_top1", value=value, unit="share", stage="postop", scope=scope)
+
+
+def _far(audit: AuditReport) -> str:
+    if audit.drift is None:
+        moved = audit.plan.risk.score("leakage_share")
+        if moved is None or moved.value is None:
+            return "How far unrelated text would move was not measured."
+        where = (
+            f", more than {number(moved.percentile, 2)} % of the edits this model was calibrated on"
+            if moved.percentile
+            else ""
+        )
+        return (
+            f"Unrelated text would be disturbed by {percent(moved.value)} of the energy that the edited layer "
+            f"usually writes{where}."
+        )
+    far = [d for d in audit.drift.domains if d.scope == "far"]
+    lost = _pooled(audit.drift, "far")
+    if lost is None or lost.value is None:
+        return "Unrelated text was not monitored."
+    tokens = sum(d.n_tokens for d in far)
+    kinds = ", ".join(visible(d.domain) for d in far)
+    return (
+        f"In {tokens:,} tokens of unrelated text ({kinds}), the most likely next token changed at "
+        f"{percent(lost.value)} of the positions."
+    )
+
+
+def _most_moved(audit: AuditReport) -> str:
+    if not audit.plan.risk.tokens:
+        return ""
+    top = max(audit.plan.risk.tokens, key=lambda t: t.move)
+    return f"The token that would move most is {quoted(top.token)} in {quoted(top.context)}: by {percent(top.move)} of its size."
+
+
+def _decided(audit: AuditReport) -> tuple[str, ...]:
+    judgement = audit.postop or audit.plan.judgement
+    lines = [_counts(audit), *_limits_broken(audit)]
+    waived = [f for f in audit.plan.judgement.findings if f.waiver]
+    if waived:
+        names = ", ".join(dict.fromkeys(visible(f.waiver.author) for f in waived if f.waiver))
+        lines.append(
+            f"{len(waived)} broken limit{'s' if len(waived) > 1 else ''} before the write had been waived by {names}."
+        )
+    if not broken(audit) and judgement.reason:
+        lines.append(f"The gate's words: {visible(judgement.reason)}.".replace("..", "."))
+    if audit.decision:
+        lines.append(
+            f"{audit.decision.outcome.capitalize()} by {visible(audit.decision.approver)}: "
+            f"{visible(audit.decision.reason).rstrip('.')}."
+        )
+    return tuple(lines)
+
+
+def _counts(audit: AuditReport) -> str:
+    parts = [f"{_kept(audit.plan.judgement.findings)} before the write"]
+    if audit.postop:
+        parts.append(f"{_kept(audit.postop.findings)} on the monitored copy")
+    return "Limits kept: " + ", ".join(parts) + "."
+
+
+def _kept(findings: tuple[Finding, ...]) -> str:
+    return f"{sum(f.verdict == 'pass' for f in findings)} of {len(findings)}"
+
+
+def _limits_broken(audit: AuditReport) -> tuple[str, ...]:
+    word = {"fail": "Broken", "inconclusive": "Cannot be judged"}
+    bad = broken(audit)
+    lines = tuple(
+        f"{word[f.verdict]}: {visible(f.sentence).rstrip('.')} (observed {observed(audit, f)}, allowed {allowed(audit, f)})."
+        for f in bad[:5]
+    )
+    return lines if len(bad) <= 5 else (*lines, f"And {len(bad) - 5} more, listed below.")
+
+
+def _action(audit: AuditReport) -> str:
+    if undone_on_request(audit):
+        return "Nothing to do. The edit can be planned again."
+    return {
+        "committed": "Nothing to do. It can be undone bit for bit at any time.",
+        "auto-approved": "Apply the plan, or leave it: plans expire.",
+        "needs-approval": "Read the limits below, then approve or reject the plan.",
+        "held": "Read what the monitor found, then approve or reject the staged copy.",
+        "blocked": "Nothing to undo. Ask for a narrower fact, another layer or another editor, and plan again.",
+        "rolled-back": "Nothing to undo. Try another editor or gentler settings, and plan again.",
+        "rejected": "Nothing to undo.",
+    }[audit.outcome]
+
+
+def _warnings(audit: AuditReport) -> tuple[str, ...]:
+    texts = [t for r in audit.plan.requests for t in (r.subject, r.target_new, r.target_true or "")]
+    found = [remark for t in texts if (remark := mixed_scripts(t))]
+    hidden = [t for t in texts if visible(t) != t]
+    if hidden:
+        found.append(
+            "Characters that do not show, or that reorder text, stand in the request; they are printed as ⟨U+…⟩."
+        )
+    unchanged = audit.outcome in (
+        "blocked",
+        "needs-approval",
+        "rejected",
+        "held",
+        "auto-approved",
+        "rolled-back",
+    )
+    if unchanged and audit.digest_after != audit.digest_before:
+        found.append("The live model is another version than before this edit; see “Versions”.")
+    return tuple(dict.fromkeys(found))

@@ -1,0 +1,195 @@
+"""Plain words for a report: numbers, units, metric names, and text that cannot hide anything."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from dataclasses import dataclass
+
+from guardedit.records import Outcome, Scope, Verdict
+
+# Letters and marks that draw nothing although Unicode calls them letters, marks or symbols.
+_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
+
+
+def _hidden(character: str) -> bool:
+    if character == " ":
+        return False
+    category = unicodedata.category(character)
+    selector = "\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef"
+    return category[0] == "C" or category in ("Zl", "Zp", "Zs") or character in _BLANK or selector
+
+
+def visible(text: str) -> str:
+    """The text with every character that a reader could not see, or that reorders others, as its code point."""
+    return "".join(f"⟨U+{ord(c):04X}⟩" if _hidden(c) else c for c in text)
+
+
+def excerpt(text: str, limit: int = 90) -> str:
+    """Text from a corpus on one line: line breaks as ⏎, tabs as ⇥, the rest as `visible`, the end kept."""
+    line = visible(text.replace("\r\n", "\n").replace("\n", "⏎").replace("\t", "⇥"))
+    return line if len(line) <= limit else "…" + line[-(limit - 1) :]
+
+
+def mixed_scripts(text: str) -> str | None:
+    """A remark when letters of several scripts stand together, as in a Latin word with one Cyrillic letter."""
+    letters = [c for c in text if c.isalpha()]
+    scripts = sorted({unicodedata.name(c, "UNKNOWN").split()[0] for c in letters})
+    if len(scripts) < 2 or "LATIN" not in scripts:
+        return None
+    foreign = [c for c in letters if not unicodedata.name(c, "UNKNOWN").startswith("LATIN")]
+    points = ", ".join(f"{c} U+{ord(c):04X}" for c in dict.fromkeys(foreign))
+    return f"“{visible(text)}” mixes letters of several scripts ({points}): look-alikes are possible."
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number with so many significant digits; "not measured" for None or a value that is not finite."""
+    if value is None or not math.isfinite(value):
+        return "not measured"
+    if float(value).is_integer() and abs(value) < 1e6:
+        return str(int(value))
+    return f"{value:.{digits}g}"
+
+
+def quantity(value: float | None, unit: str, digits: int = 3) -> str:
+    """A number as a person reads it: shares and probabilities in percent, other units behind the number."""
+    if value is None or not math.isfinite(value):
+        return "not measured"
+    if unit in ("share", "probability"):
+        return percent(value)
+    suffix = {"nats": " nats", "ratio": "", "count": "", "position": "", "": ""}.get(unit, f" {unit}")
+    return _powers(number(value, digits)) + suffix
+
+
+def percent(value: float) -> str:
+    """A share in percent, with as many digits as it needs."""
+    if value == 0 or abs(value) >= 0.001:
+        return f"{100 * value:.3g} %"
+    return _powers(f"{100 * value:.2g}") + " %"
+
+
+def _powers(text: str) -> str:
+    if "e" not in text:
+        return text
+    mantissa, exponent = text.split("e")
+    return f"{mantissa}×10{str(int(exponent)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
+
+
+def short(digest: str | None) -> str:
+    """The first twelve hexadecimal digits of a digest."""
+    return "none" if digest is None else digest.removeprefix("sha256:")[:12]
+
+
+def when(stamp: str) -> str:
+    """An ISO 8601 time on one line without the T; anything else as it is."""
+    return visible(stamp).replace("T", " ", 1).replace("Z", " UTC") if stamp[10:11] == "T" else visible(stamp)
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A verdict for eye and ear: an icon, a word and the name of a colour; never the colour alone."""
+
+    icon: str
+    word: str
+    tone: str
+
+
+VERDICTS: dict[Verdict, Sign] = {
+    "pass": Sign("✓", "kept", "good"),
+    "fail": Sign("✗", "broken", "bad"),
+    "inconclusive": Sign("?", "cannot tell", "unsure"),
+}
+
+OUTCOMES: dict[Outcome, Sign] = {
+    "committed": Sign("✓", "Committed", "good"),
+    "auto-approved": Sign("✓", "Approved by the policy", "good"),
+    "needs-approval": Sign("?", "Waits for a person", "unsure"),
+    "held": Sign("?", "Held for a person", "unsure"),
+    "blocked": Sign("✗", "Blocked", "bad"),
+    "rolled-back": Sign("↶", "Rolled back", "bad"),
+    "rejected": Sign("✗", "Rejected", "bad"),
+}
+
+SCOPES: dict[Scope, str] = {
+    "target": "the fact itself",
+    "entailed": "what follows from it",
+    "subject": "the same subject, other facts",
+    "near": "other subjects of the kind",
+    "far": "unrelated text",
+    "model": "the model",
+}
+
+KINDS = {
+    "intended": "intended",
+    "spill": "spill (intended concept, elsewhere)",
+    "collateral": "collateral (other concept)",
+}
+
+_SCORES = {
+    "key_leakage": "Sharing of the subject's key (1 / kᵀC⁻¹k)",
+    "key_near_interference": "Overlap of the key with neighbours' keys",
+    "key_norm": "Length of the subject's key",
+    "subject_position": "Position of the subject's last token",
+    "sae_view": "Share of the key that the SAE misses",
+    "neuron_polysemanticity": "Concepts per neuron of the key (naive)",
+    "neuron_entropy_twin": "Spread of those neurons over kinds of text",
+    "key_participation": "Concepts that make up the key",
+    "conflict_old_nats": "Surprise at the old answer today (−log P)",
+    "conflict_new_nats": "Surprise at the new answer today (−log P)",
+    "leakage": "Movement of ordinary text (leakage)",
+    "leakage_share": "Movement of ordinary text, relative",
+    "leakage_tail": "Movement of the most affected 1 % of tokens",
+    "near_interference": "Movement of neighbours",
+    "protected_interference_facts": "Movement of protected facts",
+    "protected_interference_python": "Movement of protected Python code",
+    "protected_interference_prose": "Movement of protected prose",
+    "latent_leak": "Concept energy that the write picks up (latent leak)",
+    "latent_leak_count": "Concepts that share that energy",
+    "leakage_explained": "Share of the leakage that the SAE explains",
+    "delta_norm_ratio": "Size of the change beside its weights",
+    "rehearsed_subject_kl": "Rehearsed: same subject, answers moved",
+    "rehearsed_subject_lost_top1": "Rehearsed: same subject, answers lost",
+    "rehearsed_near_kl": "Rehearsed: other subjects, answers moved",
+    "rehearsed_near_lost_top1": "Rehearsed: other subjects, answers lost",
+    "rehearsed_entailed_kl": "Rehearsed: consequences moved",
+    "rehearsed_p_new": "Rehearsed: probability of the new answer",
+    "rehearsed_p_old": "Rehearsed: probability of the old answer",
+}
+
+GLOSSARY = (
+    ("answer", "The token (a word or a piece of one) that the model thinks most likely to come next."),
+    (
+        "concept (latent)",
+        "A direction in the model's activations that a sparse autoencoder (SAE) found; its label lists words "
+        "at which it is active. Labels are hints, not proofs.",
+    ),
+    (
+        "far, near, same subject",
+        "Unrelated text; questions of the same kind about other subjects; other questions about the "
+        "edited subject. None of the three should change.",
+    ),
+    (
+        "KL (nats)",
+        "How far two sets of next-word probabilities lie apart. 0 is no difference; at 0.01 a reader notices "
+        "nothing; near 1 the answers are mostly others.",
+    ),
+    ("key", "The vector inside the model by which the edited layer recognises the subject."),
+    (
+        "leakage",
+        "How much tokens that are not the subject are moved by the change, because they resemble its key.",
+    ),
+    (
+        "lost answers",
+        "The share of prompts or positions at which the most likely next token is another one than before.",
+    ),
+    ("staged copy", "The edited version while it is monitored. No program loads it before it is committed."),
+    (
+        "waiver",
+        "A named person lifts one soft limit, with a reason and an expiry date. Hard limits cannot be waived.",
+    ),
+)
+
+
+def score_title(name: str) -> str:
+    """What a score says, in a few words; an unknown name with its underscores as spaces."""
+    return _SCORES.get(name) or name.replace("_", " ")
