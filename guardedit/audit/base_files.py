@@ -11,7 +11,14 @@ from guardedit.audit.safetensors_bytes import TensorSpan, digest_span, locate, r
 from guardedit.errors import BadModelError, IntegrityError, MissingModelError
 from guardedit.records import digest_of
 
-_MEANING = ("config.json", "generation_config.json", "vocab.json", "merges.txt", "vocab.txt", "chat_template.json")
+_MEANING = (
+    "config.json",
+    "generation_config.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "chat_template.json",
+)
 _MEANING_PATTERNS = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "*.jinja", "spiece.model")
 _OTHER_WEIGHTS = (".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".ot", ".safetensors")
 
@@ -63,7 +70,9 @@ def spans_of(base: BaseRecord) -> dict[str, TensorSpan]:
     """Where each parameter of the base lies."""
     folder = Path(base.folder)
     if not folder.is_dir():
-        raise MissingModelError(f"the base model's folder {folder} is gone; load {base.name} again to restore it")
+        raise MissingModelError(
+            f"the base model's folder {folder} is gone; load {base.name} again to restore it"
+        )
     spans = read_folder(folder)
     return {parameter: locate(parameter, spans) for parameter in base.manifest}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,8 +33,7 @@ def export(
     sources = (*weight_files(Path(base.folder)), *companion_files(Path(base.folder)))
     files.require_space(target, sum(path.stat().st_size for path in sources), free)
     files.make_folder(target.absolute().parent)
-    with files.storing(target):
-        temporary = Path(tempfile.mkdtemp(prefix=files.TEMP_PREFIX, dir=target.absolute().parent))
+    temporary = files.make_temporary_folder(target.absolute().parent)
     try:
         _copy(sources, temporary)
         _replace(spans_of(base), changed, temporary)
@@ -65,7 +63,9 @@ def _check(base: BaseRecord, manifest: dict[str, str], folder: Path) -> None:
     copy = base.model_copy(update={"folder": str(folder)})
     for parameter, span in spans_of(copy).items():
         if digest_span(span) != manifest[parameter]:
-            raise IntegrityError(f"export: the bytes of {parameter} are not those on record; run `guardedit verify`")
+            raise IntegrityError(
+                f"export: the bytes of {parameter} are not those on record; run `guardedit verify`"
+            )
 
 
 def _publish(temporary: Path, target: Path) -> None:
@@ -73,7 +73,6 @@ def _publish(temporary: Path, target: Path) -> None:
         for path in temporary.iterdir():
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
-        temporary.chmod(0o755)
         files.sync_folder(temporary)
         if target.exists():
             target.rmdir()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +22,9 @@ def storing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise StorageError(f"{path} cannot be written: {reason}; free space or choose another folder") from error
+        raise StorageError(
+            f"{path} cannot be written: {reason}; free space or choose another folder"
+        ) from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -32,6 +34,19 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def temporary_name(folder: Path) -> Path:
+    """A fresh name in `folder`. (tempfile's are closed to other users, and a record is there to be read.)"""
+    return folder / f"{TEMP_PREFIX}{secrets.token_hex(8)}"
+
+
+def make_temporary_folder(parent: Path) -> Path:
+    """A fresh folder in `parent`, on the same disk as what it shall become."""
+    folder = temporary_name(parent)
+    with storing(folder):
+        folder.mkdir()
+    return folder
 
 
 def write_new(path: Path, data: bytes) -> None:
@@ -45,16 +60,13 @@ def write_new(path: Path, data: bytes) -> None:
 def prepare_file(path: Path, data: bytes) -> Path:
     """Write and fsync what shall become `path` under another name beside it: all that can run out of space."""
     with storing(path):
-        descriptor, name = tempfile.mkstemp(prefix=TEMP_PREFIX, dir=path.parent)
+        prepared = temporary_name(path.parent)
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            write_new(prepared, data)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            prepared.unlink(missing_ok=True)
             raise
-    return Path(name)
+    return prepared
 
 
 def publish_file(prepared: Path, path: Path) -> None:
@@ -92,10 +104,10 @@ def remove_folder(folder: Path) -> None:
     if not folder.exists():
         return
     with storing(folder):
-        doomed = Path(tempfile.mkdtemp(prefix=TEMP_PREFIX, dir=folder.parent)) / folder.name
+        doomed = temporary_name(folder.parent)
         os.rename(folder, doomed)
         sync_folder(folder.parent)
-        shutil.rmtree(doomed.parent)
+        shutil.rmtree(doomed)
 
 
 def remove_leftovers(folder: Path) -> tuple[str, ...]:

@@ -1,11 +1,11 @@
 """The ledger: an append-only, hash-chained list of what happened. The system of record; MLflow is a view of it.
 
 Each row holds the canonical JSON of one entry, which names the digest of the entry before it, and the digest of those
-bytes. Every reader-visible byte is therefore hashed. `ledger.head`, beside the file, names the last entry, so that a lost
-tail is seen too. Who can write both files can rewrite the whole story: keep a head (`Ledger.head`) elsewhere and hand it
-to `verify` to rule that out.
+bytes: every byte that a reader sees is hashed. `ledger.head`, beside the file, names the last entry, so that a lost tail
+is seen too. Who can write both files can rewrite the whole story: keep a head (`Ledger.head`) elsewhere and hand it to
+`verify` to rule that out.
 
-Every reading checks the whole chain before it answers (measured: docs/storage.md).
+Every reading checks the whole chain before it answers.
 """
 
 from __future__ import annotations
@@ -15,19 +15,18 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from guardedit.audit.chain import GENESIS, Entry, Head, decode_row, encode_entry, read_chain, require_head
 from guardedit.audit.files import make_folder, prepare_file, publish_file, storing
-from guardedit.errors import BadRequestError, IntegrityError, LockedError, StorageError
+from guardedit.errors import IntegrityError, LockedError, StorageError
 from guardedit.records import Record, canonical, digest_of_bytes
 
-GENESIS = "sha256:" + "0" * 64
-"""What the first entry names as its predecessor."""
+__all__ = ["Entry", "Head", "Ledger"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (seq INTEGER PRIMARY KEY, entry BLOB NOT NULL, digest TEXT NOT NULL) STRICT;
@@ -54,28 +53,6 @@ _STORAGE = {
 }
 
 
-@dataclass(frozen=True)
-class Head:
-    """The last entry's number and digest: all one needs to keep elsewhere."""
-
-    seq: int
-    digest: str
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One thing that happened. `seq` orders entries; `at` is information."""
-
-    seq: int
-    at: str
-    """ISO 8601, UTC."""
-    kind: str
-    """What happened, e.g. "planned", "approved", "committed"."""
-    body: dict[str, Any]
-    prev: str
-    digest: str
-
-
 class Ledger:
     """A ledger file that is created by the first `append`, not before."""
 
@@ -95,25 +72,27 @@ class Ledger:
         """
         plain = body.model_dump(mode="json") if isinstance(body, Record) else body
         when = (at or datetime.now(UTC)).astimezone(UTC).isoformat()
-        _encode(0, when, kind, plain, GENESIS)
+        encode_entry(0, when, kind, plain, GENESIS)
         make_folder(self.path.parent)
         with self._alone(), self._writing() as connection:
             last = self._last(connection)
             seq, prev = (last.seq + 1, last.digest) if last else (1, GENESIS)
-            data = _encode(seq, when, kind, plain, prev)
+            data = encode_entry(seq, when, kind, plain, prev)
             digest = digest_of_bytes(data)
             connection.execute("INSERT INTO entries VALUES (?, ?, ?)", (seq, data, digest))
             # Space for the head is taken before the entry counts, so that a full disk cannot part the two.
             head = prepare_file(self._head_path, canonical({"digest": digest, "seq": seq}))
             connection.execute("COMMIT")
             publish_file(head, self._head_path)
-        return _decode_row((seq, data, digest), prev)
+        return decode_row((seq, data, digest), prev)
 
     def entries(
         self, kind: str | None = None, *, edit_id: str | None = None, plan_id: str | None = None
     ) -> tuple[Entry, ...]:
         """Entries in order, after the whole chain was checked; `edit_id` and `plan_id` look into the body."""
-        wanted = {key: value for key, value in (("edit_id", edit_id), ("plan_id", plan_id)) if value is not None}
+        wanted = {
+            key: value for key, value in (("edit_id", edit_id), ("plan_id", plan_id)) if value is not None
+        }
         return tuple(
             entry
             for entry in self._checked()
@@ -135,7 +114,7 @@ class Ledger:
             with self._reading() as connection:
                 _check_structure(connection)
         if anchor is not None:
-            _require(chain, anchor, "the head that was kept elsewhere")
+            require_head(chain, anchor, "the head that was kept elsewhere")
         return Head(chain[-1].seq, chain[-1].digest) if chain else None
 
     def _checked(self) -> tuple[Entry, ...]:
@@ -147,9 +126,9 @@ class Ledger:
             return ()
         with self._reading() as connection:
             rows = connection.execute("SELECT seq, entry, digest FROM entries ORDER BY seq").fetchall()
-        chain = tuple(_chain(rows))
+        chain = tuple(read_chain(rows))
         if head is not None:
-            _require(chain, head, self._head_path.name)
+            require_head(chain, head, self._head_path.name)
         elif len(chain) > 1:
             raise IntegrityError(f"{self._head_path} is gone; it names the last entry of the ledger")
         return chain
@@ -172,23 +151,28 @@ class Ledger:
 
     def _last(self, connection: sqlite3.Connection) -> Entry | None:
         """The entry that the next one builds on, checked by itself and against the head."""
-        row = connection.execute("SELECT seq, entry, digest FROM entries ORDER BY seq DESC LIMIT 1").fetchone()
+        row = connection.execute(
+            "SELECT seq, entry, digest FROM entries ORDER BY seq DESC LIMIT 1"
+        ).fetchone()
         head = self._stored_head()
         if head is not None:
             named = connection.execute("SELECT digest FROM entries WHERE seq = ?", (head.seq,)).fetchone()
             if named != (head.digest,):
-                raise IntegrityError(f"the ledger does not hold entry {head.seq}, which {self._head_path.name} names")
-        return None if row is None else _decode_row(row, None)
+                raise IntegrityError(
+                    f"the ledger does not hold entry {head.seq}, which {self._head_path.name} names"
+                )
+        return None if row is None else decode_row(row, None)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """One writer at a time: SQLite alone cannot order the first writers of a new file."""
         lock = FileLock(str(self.path) + ".lock", timeout=self._timeout_s)
-        try:
-            with storing(self.path):
+        # filelock's Timeout is an OSError: it has to be caught before `storing` sees it.
+        with storing(self.path):
+            try:
                 lock.acquire()
-        except Timeout as error:
-            raise LockedError(f"ledger {self.path} is being written by another process") from error
+            except Timeout as error:
+                raise LockedError(f"ledger {self.path} is being written by another process") from error
         try:
             yield
         finally:
@@ -218,57 +202,15 @@ class Ledger:
             # A copy on a read-only disk cannot have the shared memory that WAL wants; nobody writes there either.
             writable = os.access(self.path.parent, os.W_OK) and os.access(self.path, os.W_OK)
             mode = "mode=rw" if writable else "mode=ro&immutable=1"
-            connection = sqlite3.connect(f"{self.path.absolute().as_uri()}?{mode}", uri=True, timeout=self._timeout_s)
+            connection = sqlite3.connect(
+                f"{self.path.absolute().as_uri()}?{mode}", uri=True, timeout=self._timeout_s
+            )
             try:
                 connection.execute("PRAGMA query_only=ON")
                 connection.execute("PRAGMA trusted_schema=OFF")
                 yield connection
             finally:
                 connection.close()
-
-
-def _encode(seq: int, at: str, kind: str, body: dict[str, Any], prev: str) -> bytes:
-    try:
-        return canonical({"format": 1, "seq": seq, "at": at, "kind": kind, "body": body, "prev": prev})
-    except (ValueError, TypeError, RecursionError) as error:
-        raise BadRequestError(f"ledger entry {kind!r} holds a value that JSON cannot carry: {error}") from error
-
-
-def _decode_row(row: tuple[Any, Any, Any], prev: str | None) -> Entry:
-    """One row, checked against its digest, its number and (unless None) its predecessor's digest."""
-    seq, data, digest = row
-    if not (isinstance(seq, int) and isinstance(data, bytes) and isinstance(digest, str)):
-        raise IntegrityError(f"ledger entry {seq!r} has the wrong type")
-    if digest_of_bytes(data) != digest:
-        raise IntegrityError(f"ledger entry {seq} was changed: its bytes do not hash to its digest")
-    try:
-        raw = json.loads(data)
-        entry = Entry(raw["seq"], raw["at"], raw["kind"], raw["body"], raw["prev"], digest)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise IntegrityError(f"ledger entry {seq} cannot be read") from error
-    if entry.seq != seq or not isinstance(entry.body, dict):
-        raise IntegrityError(f"ledger entry {seq} was moved: it says that it is entry {entry.seq}")
-    if prev is not None and entry.prev != prev:
-        raise IntegrityError(f"ledger entry {seq} does not follow the entry before it: one was removed or changed")
-    return entry
-
-
-def _chain(rows: list[tuple[Any, Any, Any]]) -> Iterator[Entry]:
-    """Rows to entries: numbered from 1 without a gap, each naming the one before."""
-    prev = GENESIS
-    for expected, row in enumerate(rows, start=1):
-        if row[0] != expected:
-            raise IntegrityError(f"ledger entry {expected} is missing; found {row[0]!r}")
-        entry = _decode_row(row, prev)
-        yield entry
-        prev = entry.digest
-
-
-def _require(chain: tuple[Entry, ...], head: Head, where: str) -> None:
-    if not isinstance(head.seq, int) or not 1 <= head.seq <= len(chain):
-        raise IntegrityError(f"the ledger ends at entry {len(chain)}, but {where} names entry {head.seq}")
-    if chain[head.seq - 1].digest != head.digest:
-        raise IntegrityError(f"ledger entry {head.seq} is not the one that {where} names")
 
 
 def _check_structure(connection: sqlite3.Connection) -> None:

@@ -136,7 +136,9 @@ class Lineage:
         for position, record in enumerate(self.versions):
             if version == record.name or (version == record.edit_id and record.action == "edit"):
                 return Lineage(self.base, self.versions[: position + 1], digest_of_bytes(canonical(record)))
-        raise NotFoundError(f"no version {version!r}; there are {', '.join([BASE, *(v.name for v in self.versions)])}")
+        raise NotFoundError(
+            f"no version {version!r}; there are {', '.join([BASE, *(v.name for v in self.versions)])}"
+        )
 
     def edit(self, edit_id: str) -> VersionRecord | None:
         """The version that committed this edit, or None."""
@@ -149,7 +151,9 @@ class Lineage:
     def standing_on(self, edit: VersionRecord) -> tuple[VersionRecord, ...]:
         """Later edits, not undone, that touch a tensor of `edit`; the latest first."""
         later = [v for v in self.versions if v.generation > edit.generation and v.action == "edit"]
-        return tuple(v for v in reversed(later) if v.parameters & edit.parameters and not self.undone(v.edit_id))
+        return tuple(
+            v for v in reversed(later) if v.parameters & edit.parameters and not self.undone(v.edit_id)
+        )
 
     def holder(self, parameter: str) -> str:
         """Name of the version whose folder holds the live bytes of `parameter`, or "base"."""
@@ -161,7 +165,9 @@ class Lineage:
 def check_edit_id(edit_id: str) -> str:
     """An id that is safe as a folder's name. BadRequestError otherwise."""
     if not _EDIT_ID.fullmatch(edit_id):
-        raise BadRequestError(f"edit id {edit_id!r}: 1 to 64 of a-z, 0-9, dot, dash and underscore are allowed")
+        raise BadRequestError(
+            f"edit id {edit_id!r}: 1 to 64 of a-z, 0-9, dot, dash and underscore are allowed"
+        )
     return edit_id
 
 

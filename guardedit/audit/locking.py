@@ -40,11 +40,13 @@ class HomeLock:
             self._lock.release()
 
     def _acquire(self, timeout_s: float) -> None:
-        try:
-            with storing(self._home):
+        # filelock's Timeout is an OSError: it has to be caught before `storing` sees it.
+        with storing(self._home):
+            try:
                 self._lock.acquire(timeout=timeout_s)
-        except Timeout as error:
-            raise LockedError(f"{self._home} is being edited by {self.owner()}; wait, or end that process") from error
+            except Timeout as error:
+                message = f"{self._home} is being edited by {self.owner()}; wait, or end that process"
+                raise LockedError(message) from error
 
     def owner(self) -> str:
         """Who holds the lock, for a person; the note may be missing for an instant."""

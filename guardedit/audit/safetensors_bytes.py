@@ -71,7 +71,11 @@ def read_header(file: Path) -> dict[str, TensorSpan]:
         raise BadModelError(f"{file.name} is not safetensors: its header is not JSON") from error
     if not isinstance(raw, dict):
         raise BadModelError(f"{file.name} is not safetensors: its header is not a table")
-    return {name: _span(name, info, file, 8 + length, size) for name, info in raw.items() if name != "__metadata__"}
+    return {
+        name: _span(name, info, file, 8 + length, size)
+        for name, info in raw.items()
+        if name != "__metadata__"
+    }
 
 
 def _span(name: str, info: Any, file: Path, base: int, size: int) -> TensorSpan:
@@ -94,14 +98,18 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     if (folder / SINGLE).is_file():
         return (folder / SINGLE,)
     if not index.is_file():
-        raise MissingModelError(f"{folder} holds neither {SINGLE} nor {INDEX}; guardedit needs safetensors weights")
+        raise MissingModelError(
+            f"{folder} holds neither {SINGLE} nor {INDEX}; guardedit needs safetensors weights"
+        )
     try:
         shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadModelError(f"{index.name} cannot be read") from error
     for shard in shards:
         if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise BadModelError(f"{index.name} names the shard {shard!r}; a plain *.safetensors name is allowed")
+            raise BadModelError(
+                f"{index.name} names the shard {shard!r}; a plain *.safetensors name is allowed"
+            )
     return tuple(folder / shard for shard in shards)
 
 

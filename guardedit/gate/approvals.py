@@ -28,10 +28,14 @@ def parse_time(text: str) -> datetime:
 
 
 def parse_expiry(text: str, now: datetime) -> str:
-    """"8h", "7d" or an ISO 8601 time, to ISO 8601 in UTC. BadRequestError unless it lies in the future."""
+    """ "8h", "7d" or an ISO 8601 time, to ISO 8601 in UTC. BadRequestError unless it lies in the future."""
     span = _SPAN.match(text.strip())
     try:
-        then = now + timedelta(**{"hours" if span[2] == "h" else "days": int(span[1])}) if span else parse_time(text)
+        then = (
+            now + timedelta(**{"hours" if span[2] == "h" else "days": int(span[1])})
+            if span
+            else parse_time(text)
+        )
     except OverflowError as error:
         raise BadRequestError(f"expiry {text!r} is too far away") from error
     if then <= now:
@@ -74,7 +78,9 @@ def check_waivers(waivers: Iterable[Waiver], policy: Policy, now: datetime) -> N
         if "soft" not in levels:
             soft = ", ".join(sorted({r.metric for r in policy.rules if r.level == "soft"})) or "none"
             state = f"is {'/'.join(sorted(levels))}" if levels else "is in no rule"
-            raise BadRequestError(f"waiver of {waiver.metric}: the metric {state}; only soft rules can be waived: {soft}")
+            raise BadRequestError(
+                f"waiver of {waiver.metric}: the metric {state}; only soft rules can be waived: {soft}"
+            )
 
 
 def decide(
@@ -120,7 +126,9 @@ def require_approval(
         raise StaleError(f"the approval is for plan {decision.plan_digest}, this plan is {plan_digest}")
     if decision.outcome == "rejected":
         raise BlockedError(f"rejected by {decision.approver}: {decision.reason}")
-    if drift_digest is not None and (decision.drift_digest != drift_digest or decision.outcome == "auto-approved"):
+    if drift_digest is not None and (
+        decision.drift_digest != drift_digest or decision.outcome == "auto-approved"
+    ):
         raise HeldError("the approval was given without this drift report; a person has to look at it")
     if policy.separate_approver and decision.outcome == "approved" and decision.approver == author:
         raise NeedsApprovalError(f"{author} wrote this plan; the policy wants somebody else to approve it")

@@ -102,7 +102,8 @@ def _unusable(rule: Rule, matching: list[Score]) -> str | None:
     if not math.isfinite(score.value):
         return f"{name} is not a finite number"
     if rule.min_n is not None and (score.n is None or score.n < rule.min_n):
-        return f"{name} rests on {score.n if score.n is not None else 'an unknown number of'} units, {rule.min_n} are needed"
+        units = "an unknown number of" if score.n is None else score.n
+        return f"{name} rests on {units} units, {rule.min_n} are needed"
     return None
 
 
@@ -140,8 +141,14 @@ def _reason(
         parts = [f"The policy has no binding rule for {stage}, so nothing was checked."]
     if verdict == "pass":
         n = sum(1 for f in findings if f.level != "advisory")
-        parts = [f"All {n} limits are kept." if not _lifted(findings) else "No limit is broken that was not waived."]
-    parts += [f"Waived by {f.waiver.author}: {f.metric} ({f.waiver.reason})." for f in _lifted(findings) if f.waiver]
+        parts = [
+            f"All {n} limits are kept."
+            if not _lifted(findings)
+            else "No limit is broken that was not waived."
+        ]
+    parts += [
+        f"Waived by {f.waiver.author}: {f.metric} ({f.waiver.reason})." for f in _lifted(findings) if f.waiver
+    ]
     return " ".join(parts)
 
 

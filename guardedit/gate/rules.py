@@ -10,7 +10,16 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from guardedit.errors import PolicyError
 from guardedit.records import Level, Record, Scope, Stage, digest_of
@@ -166,14 +175,18 @@ def _flatten(raw: dict[str, Any], where: str) -> dict[str, Any]:
     allowed = {"version", "name", "defaults", "rule"}
     for key in raw:
         if key not in allowed:
-            raise PolicyError(f"policy {where}: unknown key {key!r}; allowed are {', '.join(sorted(allowed))}")
+            raise PolicyError(
+                f"policy {where}: unknown key {key!r}; allowed are {', '.join(sorted(allowed))}"
+            )
     defaults = raw.get("defaults", {})
     known = {"on_soft_fail", "on_stopped", "approval_hours", "separate_approver"}
     if not isinstance(defaults, dict):
         raise PolicyError(f"policy {where}: `defaults` is a table, written [defaults]")
     for key in defaults:
         if key not in known:
-            raise PolicyError(f"policy {where}: unknown key 'defaults.{key}'; allowed are {', '.join(sorted(known))}")
+            raise PolicyError(
+                f"policy {where}: unknown key 'defaults.{key}'; allowed are {', '.join(sorted(known))}"
+            )
     top = {key: raw[key] for key in ("version", "name") if key in raw}
     if "version" in top and type(top["version"]) is not int:
         raise PolicyError(f"policy {where}: version is {top['version']!r}; this guardedit reads version 1")
@@ -200,4 +213,6 @@ def _refuse_unknown_metrics(policy: Policy, known: Collection[str], where: str) 
         if rule.metric not in known:
             near = difflib.get_close_matches(rule.metric, sorted(known), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise PolicyError(f"policy {where}: rule {rule.id!r} names the unknown metric {rule.metric!r}{hint}")
+            raise PolicyError(
+                f"policy {where}: rule {rule.id!r} names the unknown metric {rule.metric!r}{hint}"
+            )

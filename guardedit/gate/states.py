@@ -26,7 +26,18 @@ State = Literal[
     "rolled-back",
 ]
 Event = Literal[
-    "pass", "ask", "block", "approve", "reject", "expire", "outdate", "supersede", "stage", "commit", "hold", "roll-back"
+    "pass",
+    "ask",
+    "block",
+    "approve",
+    "reject",
+    "expire",
+    "outdate",
+    "supersede",
+    "stage",
+    "commit",
+    "hold",
+    "roll-back",
 ]
 Role = Literal["author", "guardedit", "reviewer"]
 
@@ -45,21 +56,39 @@ _PENDING: tuple[State, ...] = ("needs-approval", "auto-approved", "approved")
 
 TRANSITIONS: dict[tuple[State, Event], Transition] = {
     ("proposed", "pass"): Transition("auto-approved", "guardedit", "every binding limit is kept or waived"),
-    ("proposed", "ask"): Transition("needs-approval", "guardedit", "a soft limit is broken, or one is inconclusive"),
-    ("proposed", "block"): Transition("blocked", "guardedit", "a hard limit is broken, or the policy blocks on soft ones"),
+    ("proposed", "ask"): Transition(
+        "needs-approval", "guardedit", "a soft limit is broken, or one is inconclusive"
+    ),
+    ("proposed", "block"): Transition(
+        "blocked", "guardedit", "a hard limit is broken, or the policy blocks on soft ones"
+    ),
     ("needs-approval", "approve"): Transition("approved", "reviewer", "the approval names the plan's digest"),
     **{(s, "reject"): Transition("rejected", "reviewer", "a reason is given") for s in _PENDING},
     **{(s, "expire"): Transition("expired", "guardedit", "the approval is too old") for s in _PENDING},
-    **{(s, "outdate"): Transition("stale", "guardedit", "model, SAE or policy have moved on") for s in _PENDING},
-    **{(s, "supersede"): Transition("superseded", "author", "a new plan for the same request") for s in _PENDING},
+    **{
+        (s, "outdate"): Transition("stale", "guardedit", "model, SAE or policy have moved on")
+        for s in _PENDING
+    },
+    **{
+        (s, "supersede"): Transition("superseded", "author", "a new plan for the same request")
+        for s in _PENDING
+    },
     ("auto-approved", "stage"): Transition("staged", "guardedit", "lock held; digests are those of the plan"),
-    ("approved", "stage"): Transition("staged", "guardedit", "lock held; digests are those of the plan; approval valid"),
-    ("staged", "commit"): Transition("committed", "guardedit", "the monitor passed; one atomic pointer switch"),
+    ("approved", "stage"): Transition(
+        "staged", "guardedit", "lock held; digests are those of the plan; approval valid"
+    ),
+    ("staged", "commit"): Transition(
+        "committed", "guardedit", "the monitor passed; one atomic pointer switch"
+    ),
     ("staged", "hold"): Transition("held", "guardedit", "the monitor could not decide"),
-    ("staged", "roll-back"): Transition("rolled-back", "guardedit", "the monitor failed, or the process crashed"),
+    ("staged", "roll-back"): Transition(
+        "rolled-back", "guardedit", "the monitor failed, or the process crashed"
+    ),
     ("held", "commit"): Transition("committed", "reviewer", "the approval names plan and drift report"),
     ("held", "roll-back"): Transition("rolled-back", "reviewer", "rejected, or the staged copy is gone"),
-    ("committed", "roll-back"): Transition("rolled-back", "reviewer", "no later edit stands on the same tensors"),
+    ("committed", "roll-back"): Transition(
+        "rolled-back", "reviewer", "no later edit stands on the same tensors"
+    ),
 }
 
 TERMINAL: frozenset[State] = frozenset(
@@ -84,7 +113,9 @@ def advance(state: State, event: Event) -> State:
     transition = TRANSITIONS.get((state, event))
     if transition is None:
         options = ", ".join(allowed(state)) or "nothing; make a new plan"
-        raise _REFUSAL.get(state, StaleError)(f"`{event}` is not possible while the edit is {state}; possible: {options}")
+        raise _REFUSAL.get(state, StaleError)(
+            f"`{event}` is not possible while the edit is {state}; possible: {options}"
+        )
     return transition.to
 
 
