@@ -1,4 +1,4 @@
-"""Tiny seeded models of every family, loaded the way a user's model is, and the default model where it is installed."""
+"""Tiny seeded models of every family, loaded as a user's model is, and the default model where installed."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def _llama(vocab_size: int) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True, initializer_range=0.18,
-        bos_token_id=0, eos_token_id=0, pad_token_id=1,
+        vocab_size=vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True,
+        initializer_range=0.18, bos_token_id=0, eos_token_id=0, pad_token_id=1,
     )  # fmt: skip
     return LlamaForCausalLM(config)
 

@@ -43,7 +43,7 @@ def test_the_residual_stream_adds_up(tiny: ModelHandle) -> None:
 
 
 def test_the_mlp_output_is_the_weight_times_the_key(tiny: ModelHandle) -> None:
-    """`weight` is (d_out, d_in) in both orientations: mlp_out = W·key + bias, and d_in is the key's width."""
+    """`weight` is (d_out, d_in) in both orientations: mlp_out = W·key + bias; d_in is the key's width."""
     seen = activations(tiny)
     for layer in range(tiny.n_layers):
         key, out = seen[f"blocks.{layer}.mlp.hook_post"], seen[f"blocks.{layer}.hook_mlp_out"]
@@ -69,11 +69,11 @@ def test_an_early_stop_records_the_same_bits_and_runs_nothing_above(tiny: ModelH
 
 
 def test_an_inner_stop_does_not_pass_for_an_outer_record(tiny: ModelHandle) -> None:
-    """The outer hook lies above the inner stop, so it saw nothing: that must be an error, not an empty dict."""
-    with pytest.raises(BadRequestError, match=r"blocks\.3\.hook_resid_post"):
-        with torch.no_grad(), hooks.record(tiny, ["blocks.3.hook_resid_post"]):
-            with hooks.record(tiny, ["blocks.1.hook_resid_pre"], stop=True):
-                tiny.hidden(*batch_of(tiny))
+    """The outer hook lies above the inner stop and saw nothing: an error, not an empty dict."""
+    outer = hooks.record(tiny, ["blocks.3.hook_resid_post"])
+    inner = hooks.record(tiny, ["blocks.1.hook_resid_pre"], stop=True)
+    with pytest.raises(BadRequestError, match=r"blocks\.3\.hook_resid_post"), outer, inner:
+        tiny.hidden(*batch_of(tiny))
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -96,9 +96,9 @@ def test_a_patch_that_changes_nothing_changes_not_a_bit(tiny: ModelHandle) -> No
 
 
 def test_a_patch_may_not_change_the_shape(tiny: ModelHandle) -> None:
-    with pytest.raises(BadRequestError, match=r"blocks\.1\.hook_mlp_out"):
-        with hooks.patch(tiny, "blocks.1.hook_mlp_out", lambda x: x[..., :1]):
-            tiny.hidden(*batch_of(tiny))
+    narrower = hooks.patch(tiny, "blocks.1.hook_mlp_out", lambda x: x[..., :1])
+    with pytest.raises(BadRequestError, match=r"blocks\.1\.hook_mlp_out"), narrower:
+        tiny.hidden(*batch_of(tiny))
 
 
 @pytest.mark.parametrize("layer", [0, 2, 3])
@@ -135,9 +135,9 @@ def test_gradients_flow_from_the_resumed_hidden_state(tiny: ModelHandle) -> None
 def test_a_skipped_block_cannot_be_recorded(tiny: ModelHandle) -> None:
     start = activations(tiny, ["blocks.2.hook_resid_pre"])["blocks.2.hook_resid_pre"]
     for name in ("blocks.1.hook_resid_post", "blocks.0.mlp.hook_post"):
-        with pytest.raises(BadRequestError):
-            with hooks.resume(tiny, 2, start), hooks.record(tiny, [name]):
-                tiny.hidden(*batch_of(tiny))
+        resumed, recorded = hooks.resume(tiny, 2, start), hooks.record(tiny, [name])
+        with pytest.raises(BadRequestError), resumed, recorded:
+            tiny.hidden(*batch_of(tiny))
 
 
 @pytest.mark.parametrize(

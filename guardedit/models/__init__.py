@@ -1,1 +1,1 @@
-"""The model room: load a causal language model, watch it, replace an activation, measure its second moments."""
+"""Load a causal language model, watch it, replace an activation, measure its second moments."""

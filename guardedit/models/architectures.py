@@ -1,4 +1,4 @@
-"""One table for all model families. A new family is one row here and one tiny random config in the test fixtures."""
+"""One table for all model families: a new one is a row here and a tiny random config in the test fixtures."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Architecture:
     transposed: bool = False
     """True where the rewrite module stores its weight as (d_in, d_out), as GPT-2's Conv1D does."""
     post_mlp_norm: str | None = None
-    """Norm between the down projection and the residual stream. A row with one can be watched but not edited in
-    closed form, since the edit no longer reaches the residual stream linearly."""
+    """Norm between the down projection and the residual stream. A row with one can be watched, but an edit no
+    longer reaches the residual stream linearly."""
 
     def block_parts(self) -> tuple[str, ...]:
         """Paths that every block must have."""
@@ -73,8 +73,8 @@ ARCHITECTURES: tuple[Architecture, ...] = (
 )
 """Llama's row also fits its structural kin (Mistral, Qwen2, Qwen3, SmolLM2)."""
 
-# A block part under one of these names sits between the down projection and the residual stream (Gemma 2 and 3, OLMo 2).
-# A row that does not name it would treat such a model as linear where it is not.
+# A block part under one of these names sits between the down projection and the residual stream (Gemma 2, 3,
+# OLMo 2). A row that does not name it would treat such a model as linear where it is not.
 _POST_MLP_NORMS = ("post_feedforward_layernorm", "post_mlp_layernorm")
 
 

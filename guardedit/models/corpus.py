@@ -7,7 +7,7 @@ import json
 import lzma
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ MIN_ROW = 16
 
 
 def read_texts(path: Path) -> Iterator[str]:
-    """Texts of a `.txt` file (one text) or of a `.jsonl` / `.jsonl.xz` file (one a line, in the field "text").
+    """Texts of a `.txt` file (one text) or of a `.jsonl` / `.jsonl.xz` file (a line each, field "text").
 
     Raises BadRequestError naming the line that has no text.
     """
@@ -35,11 +35,14 @@ def read_texts(path: Path) -> Iterator[str]:
         return
     if not path.name.endswith((".jsonl", ".jsonl.xz")):
         raise BadRequestError(f"{path.name}: texts are read from .txt, .jsonl or .jsonl.xz")
-    opened = lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8")
-    with opened as lines:
+    with _opened(path) as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 yield _text_of(line, f"{path.name} line {number}")
+
+
+def _opened(path: Path) -> TextIO:
+    return lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8")
 
 
 def _text_of(line: str, where: str) -> str:
@@ -56,7 +59,7 @@ def _text_of(line: str, where: str) -> str:
 def tokenise_chunks(
     handle: ModelHandle, texts: Iterable[str], length: int = 256, batch_size: int = 4
 ) -> Iterator[Batch]:
-    """Rows of at most `length` tokens, one piece of one text a row, in batches of `batch_size`; deterministic.
+    """Rows of at most `length` tokens, one piece of one text each, in batches of `batch_size`; deterministic.
 
     Pieces under 16 tokens are dropped. Nothing is packed across texts, so a row never sees another text.
     """
@@ -97,7 +100,7 @@ def corpus_digest(batches: Iterable[Batch]) -> str:
 
 
 def chain_digest(previous: str, batch: Batch) -> str:
-    """Digest of everything up to and with `batch`, from the digest of everything before it ("" at the start)."""
+    """Digest of everything up to `batch`, from the digest of everything before it ("" at the start)."""
     recipe = hashlib.sha256(f"{previous} {list(batch[0].shape)} ".encode())
     for tensor in batch:
         recipe.update(tensor.to("cpu", torch.int64).contiguous().numpy().data)
@@ -116,10 +119,10 @@ def sample_texts(
     batch_size: int = 16,
     progress: Callable[[int], None] | None = None,
 ) -> list[str]:
-    """`n` texts of up to `length` new tokens sampled from the model itself; free to ship, as nobody else wrote them.
+    """`n` texts of up to `length` new tokens sampled from the model itself: nobody else wrote them.
 
-    `prompts` are used in turn and kept at the front of the text; without them sampling starts from the BOS or EOS
-    token. The same seed gives the same texts on the same machine. The model's random state is left as found.
+    `prompts` are used in turn and kept at the front of the text; without them sampling starts from the BOS or
+    EOS token. The same seed gives the same texts on the same machine. The random state is left as found.
     """
     starts = list(prompts) if prompts else [handle.tokenizer.bos_token or handle.tokenizer.eos_token or "The"]
     generator = torch.Generator(device=handle.device).manual_seed(seed)
@@ -145,7 +148,7 @@ def _continue(
     temperature: float,
     generator: torch.Generator,
 ) -> Tensor:
-    """Ancestral sampling with a key-value cache: (batch, seq) -> (batch, new), EOS repeated once a row has ended."""
+    """Ancestral sampling with a key-value cache, EOS repeated once a row has ended: (batch, seq + new)."""
     model, eos = handle.model, handle.tokenizer.eos_token_id
     cache, new, ended = None, ids, torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
     out = [torch.where(mask.bool(), ids, tokens.pad_id(handle))]

@@ -84,11 +84,11 @@ class ModelHandle:
         return stored.T if self.architecture.transposed else stored  # type: ignore[return-value]
 
     def encode(self, texts: Sequence[str], side: str = "right") -> dict[str, Tensor]:
-        """Tokenise and pad: `input_ids` and `attention_mask` (batch, seq), `offsets` (batch, seq, 2) in characters."""
+        """Tokenise and pad: `input_ids`, `attention_mask` (batch, seq), `offsets` (…, 2) in characters."""
         return tokens.pad(self, [tokens.tokenise(self, text) for text in texts], side)
 
     def encode_pairs(self, prompts: Sequence[str], targets: Sequence[str]) -> dict[str, Tensor]:
-        """Tokenise each prompt with its target behind it: as `encode`, with `target_mask` (batch, seq) beside.
+        """Tokenise each prompt with its target behind it: `encode`, with `target_mask` (batch, seq) beside.
 
         The one place where targets are tokenised: see `tokens.join` for the space between the two.
         """
@@ -106,14 +106,14 @@ class ModelHandle:
         return states
 
     def logits_at(self, hidden: Tensor, rows: Tensor) -> Tensor:
-        """Logits (n, vocab) of the positions that the boolean `rows` (batch, seq) selects in `hidden`, in row order."""
+        """Logits (n, vocab) of the positions that the boolean `rows` (batch, seq) selects, in row order."""
         logits: Tensor = self.model.get_submodule(self.architecture.unembedding)(hidden[rows])
         return logits
 
     def token_logprobs(
         self, prompts: Sequence[str], targets: Sequence[str], batch_size: int = 16
     ) -> list[Tensor]:
-        """Log-probabilities (n_target_tokens,) in nats of each target's tokens after its prompt, teacher forced."""
+        """Log-probabilities (n_target_tokens,) in nats of each target after its prompt, teacher forced."""
         return tokens.token_logprobs(self, prompts, targets, batch_size)
 
     def chat(self, prompt: str) -> str:
@@ -132,7 +132,7 @@ class ModelHandle:
         return digest_of(self.manifest())
 
     def upstream_digest(self, layer: int) -> str:
-        """Digest of the parameters that the key space of `layer` depends on; an edit of `layer` is not among them."""
+        """Digest of the parameters that the keys of `layer` depend on; an edit of `layer` changes none."""
         return self.hook_digest(f"blocks.{layer}.mlp.hook_post")
 
     def hook_digest(self, hook_name: str) -> str:
@@ -158,7 +158,7 @@ class ModelHandle:
         return point.point in ("hook_mlp_out", "hook_resid_post") or not rest.startswith(after_key)
 
     def bridge(self) -> Any:
-        """A transformer_lens TransformerBridge over a throw-away copy (booting one rewires its model for good)."""
+        """A transformer_lens TransformerBridge over a throw-away copy: booting one rewires its model."""
         from transformer_lens.model_bridge import TransformerBridge
 
         twin = copy.deepcopy(self.model)
@@ -175,7 +175,7 @@ def tensor_digest(tensor: Tensor) -> str:
 
 @contextmanager
 def preserved(handle: ModelHandle) -> Iterator[None]:
-    """Measure or solve without a trace: weights frozen and eval mode inside; RNG, modes and flags restored after."""
+    """Measure or solve without a trace: frozen and in eval mode inside; RNG, modes, flags restored."""
     model = handle.model
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]

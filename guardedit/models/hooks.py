@@ -8,8 +8,8 @@ Hook names are TransformerLens' canonical ones:
     blocks.{L}.hook_mlp_out      (batch, seq, d_model)   what MLP L adds to the residual stream
     blocks.{L}.hook_resid_post   (batch, seq, d_model)   output of block L
 
-Hooks that are entered later see what earlier ones made of the activation: `patch` then `record` records the patched one.
-Every context manager leaves the model without a trace, also when its body raises.
+Hooks that are entered later see what earlier ones made of the activation: `patch` then `record` records the
+patched one. Every context manager leaves the model without a trace, also when its body raises.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PATTERN = re.compile(r"blocks\.(\d+)\.(.+)")
 
 
 class StopForward(Exception):
-    """Ends a forward pass whose needed activations are all there; swallowed by the `record` that raised it."""
+    """Ends a forward pass that has all needed activations; swallowed by the `record` that raised it."""
 
 
 @dataclass(frozen=True, order=True)
@@ -48,7 +48,7 @@ class HookPoint:
 
     @classmethod
     def parse(cls, hook_name: str, n_layers: int) -> HookPoint:
-        """Read a canonical hook name; raises BadRequestError for an unknown point or a layer that does not exist."""
+        """Read a canonical hook name; raises BadRequestError for an unknown point or layer."""
         match = _PATTERN.fullmatch(hook_name)
         if match is None or match[2] not in _POINTS:
             allowed = ", ".join(f"blocks.{{L}}.{point}" for point in _POINTS)
@@ -79,8 +79,8 @@ def record(
 ) -> Iterator[dict[str, Tensor]]:
     """Collect activations, each (batch, seq, d), of the last forward pass made inside the block.
 
-    With `stop`, the forward pass ends right after the last activation that is needed: the rest of the `with` body is
-    skipped, so make the model call its last line. With `detach=False` gradients stay attached.
+    With `stop`, the forward pass ends right after the last activation that is needed: the rest of the `with`
+    body is skipped, so make the model call its last line. With `detach=False` gradients stay attached.
     Raises BadRequestError on leaving if a hook never saw a forward pass (an empty record is not a result).
     """
     points = {name: HookPoint.parse(name, handle.n_layers) for name in hook_names}
@@ -124,7 +124,7 @@ def patch(handle: ModelHandle, hook_name: str, fn: Replace) -> Iterator[None]:
         result = fn(activation)
         if result.shape != activation.shape:
             raise BadRequestError(
-                f"a patch of {hook_name} returned shape {tuple(result.shape)}, expected {tuple(activation.shape)}"
+                f"a patch of {hook_name} gave shape {list(result.shape)}, expected {list(activation.shape)}"
             )
         return result
 
@@ -144,10 +144,10 @@ class _Skip:
 
 @contextmanager
 def resume(handle: ModelHandle, layer: int, hidden: Tensor) -> Iterator[None]:
-    """Start forward passes at block `layer` with `hidden` (batch, seq, d_model) as its input; gradients flow from it.
+    """Start forward passes at block `layer` with `hidden` (batch, seq, d_model); gradients flow from it.
 
-    Call the model with the same input_ids and attention_mask that `hidden` was recorded with (they still set positions
-    and the mask). Blocks below `layer` do nothing, and recording inside them raises BadRequestError.
+    Call the model with the input_ids and attention_mask that `hidden` was recorded with: they still set
+    positions and the mask. Blocks below `layer` do nothing, and recording inside them raises BadRequestError.
     """
     HookPoint.parse(f"blocks.{layer}.hook_resid_pre", handle.n_layers)
     skipped = [handle.block(index) for index in range(layer)]

