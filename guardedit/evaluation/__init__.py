@@ -1,1 +1,1 @@
-"""Evaluation: data readers, metrics with intervals, and many edits in a row that leave the model as it was."""
+"""Evaluation: data readers, metrics with intervals, and many edits, each of which leaves the model as it was."""
