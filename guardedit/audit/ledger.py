@@ -1,9 +1,9 @@
 """The ledger: an append-only, hash-chained list of what happened. The system of record; MLflow is a view of it.
 
 Each row holds the canonical JSON of one entry, which names the digest of the entry before it, and the digest of those
-bytes: every byte that a reader sees is hashed. `ledger.head`, beside the file, names the last entry, so that a lost tail
-is seen too. Who can write both files can rewrite the whole story: keep a head (`Ledger.head`) elsewhere and hand it to
-`verify` to rule that out.
+bytes: every byte that a reader sees is hashed. `ledger.head`, beside the file, names the last entry, so that a lost
+tail is seen too. Who can write both files can rewrite the whole story: keep a head (`Ledger.head`) elsewhere and hand
+it to `verify` to rule that out.
 
 Every reading checks the whole chain before it answers.
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import ValidationError
 
@@ -23,7 +23,23 @@ _PARAMETER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 _VERSION = re.compile(r"base|\d{6}-[a-z0-9][a-z0-9._-]{0,79}")
 
 
-class BaseRecord(Record):
+class Sealed(Record):
+    """A record that says what it hashes to, for the time before another record says so."""
+
+    seal: str = ""
+    """Digest of the record without its seal."""
+
+    def sealed(self) -> Self:
+        """The same with a fresh seal."""
+        return self.model_copy(update={"seal": digest_of(self.model_copy(update={"seal": ""}))})
+
+    def check_seal(self, what: str) -> None:
+        """IntegrityError unless the seal fits."""
+        if self.sealed().seal != self.seal:
+            raise IntegrityError(f"{what} was changed: it does not hash to its own seal")
+
+
+class BaseRecord(Sealed):
     """The lineage's first version: a folder that is only ever read."""
 
     format: Literal[1] = 1
@@ -36,18 +52,11 @@ class BaseRecord(Record):
     """Of the manifest."""
     files: dict[str, Digest]
     """Configuration and tokenizer files."""
-    seal: str = ""
-    """Digest of the record without its seal."""
 
     @property
     def identity(self) -> str:
         """Digest of all but the place: what the first version names as its parent's record."""
         return digest_of(self.model_copy(update={"folder": "", "seal": ""}))
-
-    def sealed(self) -> BaseRecord:
-        """The same with a fresh seal."""
-        return self.model_copy(update={"seal": digest_of(self.model_copy(update={"seal": ""}))})
-
 
 class StoredTensor(Record):
     """One tensor that a version changed."""
@@ -61,7 +70,7 @@ class StoredTensor(Record):
     digest_after: Digest
 
 
-class VersionRecord(Record):
+class VersionRecord(Sealed):
     """One version: what it changed, and what the model is afterwards."""
 
     format: Literal[1] = 1
@@ -140,6 +149,12 @@ class Lineage:
             f"no version {version!r}; there are {', '.join([BASE, *(v.name for v in self.versions)])}"
         )
 
+    def followed_by(self, record: VersionRecord) -> Lineage:
+        """The lineage with one more version; IntegrityError unless it continues this one."""
+        after = Lineage(self.base, (*self.versions, record), digest_of_bytes(canonical(record)))
+        check_manifests(after)
+        return after
+
     def edit(self, edit_id: str) -> VersionRecord | None:
         """The version that committed this edit, or None."""
         return next((v for v in self.versions if v.edit_id == edit_id and v.action == "edit"), None)
@@ -181,8 +196,9 @@ def check_parameter(parameter: str) -> str:
 def read_base(path: Path) -> BaseRecord:
     """base.json; IntegrityError when it does not agree with itself."""
     base = parse_record(BaseRecord, read_bytes(path), expected=None, what=path.name)
-    if base.sealed().seal != base.seal or digest_of(dict(base.manifest)) != base.digest:
-        raise IntegrityError(f"{path.name} was changed: it does not hash to its own digests")
+    base.check_seal(path.name)
+    if digest_of(dict(base.manifest)) != base.digest:
+        raise IntegrityError(f"{path.name} was changed: its manifest does not hash to its digest")
     return base
 
 

@@ -114,6 +114,7 @@ class VersionReader:
             raise StaleError(
                 f"edit {edit_id} was staged on {record.parent}, live is {lineage.version}; plan again"
             )
+        lineage.followed_by(record)
         self._check_bytes(record, folder)
         return StagedVersion(record, folder, self._overrides(lineage) | _posts(record, folder))
 
@@ -180,5 +181,7 @@ def _posts(record: VersionRecord, folder: Path) -> dict[str, Path]:
 
 def read_staged(folder: Path) -> VersionRecord:
     """The record in a folder that is not live; its name is for the caller to check."""
-    data = read_bytes(folder / "version.json")
-    return parse_record(VersionRecord, data, expected=None, what=f"{folder.name}/version.json")
+    data, what = read_bytes(folder / "version.json"), f"{folder.name}/version.json"
+    record = parse_record(VersionRecord, data, expected=None, what=what)
+    record.check_seal(what)
+    return record

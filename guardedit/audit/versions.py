@@ -257,4 +257,4 @@ def _record(
             "tensors": tensors,
             "plan_digest": plan_digest,
         }
-    )
+    ).sealed()
