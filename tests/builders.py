@@ -60,7 +60,7 @@ def _score(name: str, value: float | None, unit: str, stage: str, scope: str, **
 
 
 def risk_scores(size: float) -> tuple[Score, ...]:
-    """Pre-op scores; `size` 1 is the Eiffel Tower, 6 is France."""
+    """Pre-op scores; size 1 is the Eiffel Tower, 6 is France."""
     rank = min(99.0, 31.0 * math.log2(1 + size))
     return (
         _score("key_leakage", 1.31e-4 * size, "ratio", "key", "far", n=41200, percentile=rank),
@@ -107,7 +107,7 @@ def leaks(labels: tuple[str, ...], size: float) -> tuple[LatentLeak, ...]:
             leak=2.7e-3 * size * share,
             share=share,
             label=label,
-            examples=(f"… {label.split(',')[0].strip('`')} …",),
+            examples=(f"… {label.split(',')[0].strip('')} …",),
             firing_rate=0.004 + 0.003 * i,
         )
         for i, (label, share) in enumerate(zip(labels, shares, strict=False))
@@ -115,26 +115,26 @@ def leaks(labels: tuple[str, ...], size: float) -> tuple[LatentLeak, ...]:
 
 
 EIFFEL_LABELS = (
-    "`Tower`, `Bridge`, `Palace`",
-    "`located`, `situated`",
-    "`Paris`, `Lyon`, `French`",
-    "`museum`, `gallery`",
-    "`the`, `of` after a name",
-    "`built`, `constructed`",
-    "`city`, `town`",
-    "`Eiffel`, `Gustave`",
+    "Tower, Bridge, Palace",
+    "located, situated",
+    "Paris, Lyon, French",
+    "museum, gallery",
+    "the, of after a name",
+    "built, constructed",
+    "city, town",
+    "Eiffel, Gustave",
 )
 FRANCE_LABELS = (
-    "`Germany`, `Italy`, `Spain`",
-    "`country`, `nation`",
-    "`Europe`, `European`",
-    "`capital`, `Paris`",
-    "`French`, `language`",
-    "`England`, `Britain`",
-    "`king`, `republic`",
-    "`population`, `area`",
-    "`wine`, `cheese`",
-    "`war`, `treaty`",
+    "Germany, Italy, Spain",
+    "country, nation",
+    "Europe, European",
+    "capital, Paris",
+    "French, language",
+    "England, Britain",
+    "king, republic",
+    "population, area",
+    "wine, cheese",
+    "war, treaty",
 )
 
 
@@ -215,7 +215,7 @@ def _finding(
         limit=limit,
         level=level,  # type: ignore[arg-type]
         verdict=verdict,  # type: ignore[arg-type]
-        sentence=sentence,
+        sentence=sentence.format(v="?" if value is None else f"{value:.4g}", l=f"{limit:.4g}"),
         **more,  # type: ignore[arg-type]
     )
 
@@ -228,30 +228,42 @@ def preop_findings(scores: tuple[Score, ...], waiver: Waiver | None = None) -> t
             "leakage_share",
             2.1e-4,
             "soft",
-            "How much ordinary text would move, as a share of its usual size",
+            "Ordinary text would be disturbed by {v} of its usual energy; at most {l} is allowed.",
         ),
-        ("near", "near_interference", 0.012, "hard", "How much other subjects of the same kind would move"),
-        ("facts", "protected_interference_facts", 0.008, "soft", "How much protected facts would move"),
+        (
+            "near",
+            "near_interference",
+            0.012,
+            "hard",
+            "Other subjects of the same kind would move by {v} of their energy; at most {l} is allowed.",
+        ),
+        (
+            "facts",
+            "protected_interference_facts",
+            0.008,
+            "soft",
+            "Protected facts would move by {v} of their energy; at most {l} is allowed.",
+        ),
         (
             "python",
             "protected_interference_python",
             0.004,
             "soft",
-            "How much protected Python code would move",
+            "Python code would move by {v} of its energy; at most {l} is allowed.",
         ),
         (
             "near-answers",
             "rehearsed_near_lost_top1",
             0.1,
             "soft",
-            "How many questions about other subjects would get another answer",
+            "A share of {v} of the questions about other subjects would get another answer; at most {l} is allowed.",
         ),
         (
             "size",
             "delta_norm_ratio",
             0.03,
             "advisory",
-            "How large the change is beside the weights it is added to",
+            "The change is {v} times as large as the weights it is added to; usual is at most {l}.",
         ),
     )
     found = tuple(
@@ -325,9 +337,7 @@ def plan_of(
             outcome=outcome,  # type: ignore[arg-type]
             verdict="fail" if failed and waiver is None else "pass",
             reason=(
-                f"{len(failed)} of {len(findings)} limits are broken"
-                if failed
-                else f"All {len(findings)} limits are kept"
+                " ".join(f.sentence for f in failed) if failed else f"All {len(findings)} limits are kept"
             ),
             policy_digest=digest("policy"),
         ),
@@ -339,7 +349,7 @@ def plan_of(
 
 
 def latent_drifts(seed: int, harm: float) -> tuple[LatentDrift, ...]:
-    """A volcano: most latents do not move, the target's do, and with `harm` others do too."""
+    """A volcano: most latents do not move, the target's do, and with harm others do too."""
     draw = random.Random(seed)
     rows = []
     for i in range(420):
@@ -369,7 +379,7 @@ def latent_drifts(seed: int, harm: float) -> tuple[LatentDrift, ...]:
 
 
 def drift_of(harm: float, reference: str = "previous") -> DriftReport:
-    """Post-op drift; `harm` 0 is a clean edit, 1 is a harmful one."""
+    """Post-op drift; harm 0 is a clean edit, 1 is a harmful one."""
     domains = tuple(
         DomainDrift(
             domain=name,
@@ -387,20 +397,20 @@ def drift_of(harm: float, reference: str = "previous") -> DriftReport:
             ("python", "far", 1.2e-4, 0.0004, 16, 2048),
             ("chat", "far", 2.2e-4, 0.0009, 16, 2048),
             ("arithmetic", "far", 0.9e-4, 0.0, 10, 1024),
-            ("other subjects", "near", 2.9e-3, 0.006, 160, 1710),
-            ("same subject", "subject", 6.1e-3, 0.019, 52, 540),
+            ("near", "near", 2.9e-3, 0.006, 160, 1710),
+            ("subject", "subject", 6.1e-3, 0.019, 52, 540),
         )
     )
     scores = (
         _score("target_p_new", 0.979 - 0.02 * harm, "probability", "postop", "target"),
-        _score("paraphrase", 0.97, "share", "postop", "target", n=8),
+        _score("paraphrase_success", 1.0, "share", "postop", "target", n=8),
         _score("near_kl", 0.0029 * (1 + 40 * harm), "nats", "postop", "near", n=160, low=0.0021, high=0.2),
         _score(
             "near_lost_top1", 0.006 * (1 + 20 * harm), "share", "postop", "near", n=160, low=0.001, high=0.2
         ),
         _score("far_kl", 2.3e-4 * (1 + 40 * harm), "nats", "postop", "far", n=66, low=1.9e-4, high=0.02),
         _score("perplexity_ratio", 1.0003 + 0.012 * harm, "ratio", "postop", "far", n=66),
-        _score("collateral_latents", 5.0 + 31 * harm, "count", "postop", "far", n=9216),
+        _score("drifted_latents_near", 5.0 + 31 * harm, "count", "postop", "far", n=9216),
     )
     return DriftReport(
         reference=reference,  # type: ignore[arg-type]
@@ -413,7 +423,13 @@ def drift_of(harm: float, reference: str = "previous") -> DriftReport:
             "only the planned tensor differs from the previous version": True,
             "the staged bytes hash to what the plan recorded": True,
         },
-        resolution={"firing_rate": 0.0031, "effect": 0.0118, "near_lost_top1": 0.018},
+        resolution={
+            "sequences": 278,
+            "tokens": 10442,
+            "sequences_needed": 21,
+            "smallest_rate_change": 0.00201,
+            "smallest_rate_for_30_percent_loss": 0.0067,
+        },
         not_measured=("Text in other languages", "Prompts longer than 128 tokens"),
         inputs={
             "far text": digest("far"),
@@ -433,7 +449,7 @@ def postop_judgement(drift: DriftReport, outcome: str) -> Judgement:
             value["near_lost_top1"],
             0.03,
             "hard",
-            "How many questions about other subjects get another answer now",
+            "A share of {v} of the questions about other subjects has another answer now; at most {l} is allowed.",
         ),
         _finding(
             "near-kl",
@@ -441,16 +457,23 @@ def postop_judgement(drift: DriftReport, outcome: str) -> Judgement:
             value["near_kl"],
             0.02,
             "soft",
-            "How far the answers about other subjects moved",
+            "Answers about other subjects moved by {v} nats; at most {l} is allowed.",
         ),
-        _finding("far-kl", "postop/far_kl", value["far_kl"], 0.005, "hard", "How far unrelated text moved"),
+        _finding(
+            "far-kl",
+            "postop/far_kl",
+            value["far_kl"],
+            0.005,
+            "hard",
+            "The worst kind of unrelated text moved by {v} nats; at most {l} is allowed.",
+        ),
         _finding(
             "collateral",
-            "postop/collateral_latents",
-            value["collateral_latents"],
+            "postop/drifted_latents_near",
+            value["drifted_latents_near"],
             20,
             "soft",
-            "How many of the watched concepts changed although nobody meant them to",
+            "{v} of the watched concepts drifted on other subjects; at most {l} are allowed.",
         ),
     )
     failed = [f for f in findings if f.verdict == "fail"]
@@ -458,9 +481,7 @@ def postop_judgement(drift: DriftReport, outcome: str) -> Judgement:
         findings=findings,
         outcome=outcome,  # type: ignore[arg-type]
         verdict="fail" if failed else "pass",
-        reason=f"{len(failed)} of {len(findings)} limits are broken"
-        if failed
-        else f"All {len(findings)} limits are kept",
+        reason=" ".join(f.sentence for f in failed) if failed else f"All {len(findings)} limits are kept",
         policy_digest=digest("policy"),
     )
 
@@ -514,7 +535,7 @@ def france_blocked() -> AuditReport:
         target_probabilities={"old_before": 0.612, "new_before": 0.0021},
         digest_before=digest("base"),
         digest_after=digest("base"),
-        mlflow_note="MLflow could not be reached (connection refused); run `guardedit sync` when it is back.",
+        mlflow_note="MLflow could not be reached (connection refused); run guardedit sync when it is back.",
         not_measured=("Drift: nothing was written, so there was nothing to monitor",),
         created="2026-11-22T18:03:58Z",
     )
@@ -564,7 +585,7 @@ def eiffel_waiting() -> AuditReport:
         None,
         0.02,
         "soft",
-        "How much the write reaches into concepts it does not mean",
+        "Could not be checked: latent_leak was not measured. The rule: the write reaches into others by at most {l}.",
     )
     judged = plan.judgement.model_copy(
         update={

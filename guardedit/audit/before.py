@@ -12,9 +12,8 @@ ROWS = 25
 
 _ORDER = {"fail": 0, "inconclusive": 1, "pass": 2}
 _LEVELS = {
-    "hard": "stops the edit; nobody can lift it",
-    "soft": "a person must decide; can be waived",
-    "advisory": "is only noted",
+    "preop": "Hard: stops the edit, nobody can lift it. Soft: a person decides, or has waived it. Advisory: only noted.",
+    "postop": "A broken hard or soft limit rolls the edit back. Advisory: only noted.",
 }
 
 
@@ -105,8 +104,8 @@ def disturbance(audit: AuditReport) -> Section:
     risk = audit.plan.risk
     picture = _leaks(risk)
     lead = (
-        "Measured before anything was written, from the solved change alone: which concepts it reaches into although it "
-        "does not mean them, and which words in ordinary text it would move.",
+        "Measured before anything was written, from the solved change alone: which concepts it reaches into "
+        "although it does not mean them, and which words in ordinary text it would move.",
     )
     missing = (
         [] if picture else ["The concepts at risk were not measured (no sparse autoencoder for this layer)."]
@@ -209,21 +208,21 @@ def probes_table(caption: str, probes: tuple[ProbeChange, ...]) -> Table | None:
         )
         for p in ranked[:ROWS]
     )
-    head = ("Answer", "About", "Prompt", "Before", "After", "Probability of the old one", "KL, nats")
+    head = ("Answer", "About", "Prompt", "Before", "After", "P(old answer)", "KL, nats")
     return Table(caption, head, rows, frozenset({5, 6}), left_out(len(ranked), ROWS))
 
 
 def _change(probe: ProbeChange) -> Sign:
     if probe.before == probe.after:
         return Sign("=", "same", "quiet")
-    return Sign("✗", "lost", "bad") if unexpected(probe) else Sign("→", "may change", "good")
+    return Sign("✗", "lost", "bad") if unexpected(probe) else Sign("→", "changed, as it may", "good")
 
 
 def limits(audit: AuditReport) -> Section:
     """The policy's limits before the write."""
     judged = audit.plan.judgement
     table = limits_table(audit, "Limits before the write", judged.findings)
-    lead = f"{visible(judged.reason).rstrip('.')}." if judged.reason else ""
+    lead = f"{visible(judged.reason).rstrip('.')}." if judged.verdict == "pass" and judged.reason else ""
     none = () if judged.findings else ("The policy has no limit for this stage.",)
     return Section(
         "limits",
@@ -243,16 +242,17 @@ def limits_table(audit: AuditReport, caption: str, findings: tuple[Finding, ...]
             visible(f.sentence),
             observed(audit, f),
             allowed(audit, f),
-            f"{f.level}: {_LEVELS[f.level]}",
+            f.level,
             Code(f.metric),
         )
         for f in ranked
     )
     return Table(
         caption,
-        ("Limit is", "What it limits", "Observed", "Allowed", "If broken", "Metric"),
+        ("Limit is", "What it limits", "Observed", "Allowed", "Level", "Metric"),
         rows,
         frozenset({2, 3}),
+        note=_LEVELS[findings[0].stage] if findings else "",
     )
 
 

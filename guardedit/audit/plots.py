@@ -61,7 +61,7 @@ _SETTINGS: dict[str, Any] = {
     "xtick.minor.size": 0,
     "legend.frameon": False,
 }
-_WIDTH = 7.6
+_WIDTH = 9.4
 """Inches; 72 units of the SVG each."""
 
 
@@ -76,7 +76,7 @@ def draw(picture: Picture, theme: Theme = "page") -> str:
         warnings.simplefilter(
             "ignore", UserWarning
         )  # letters that the layout font lacks: the page's font has them
-        figure = Figure(figsize=(_WIDTH, 4.3 if rows == 0 else 0.75 + 0.36 * rows), layout="constrained")
+        figure = Figure(figsize=(_WIDTH, 4.9 if rows == 0 else 0.75 + 0.36 * rows), layout="constrained")
         FigureCanvasSVG(figure)
         _PAINTERS[type(picture.data)](figure, figure.subplots(), picture.data)
         out = io.StringIO()
@@ -124,6 +124,7 @@ def _dumbbells(figure: Figure, axes: Axes, data: Dumbbells) -> None:
         axes.plot([100 * before], [y], "o", ms=10, mfc=_PANEL, mec=colour, mew=2, clip_on=False)
         _beside(axes, 100 * before, y, after is None or before > after, f"{_pct(before)} before")
     axes.set_xlim(0, 100)
+    axes.tick_params(axis="y", pad=14)
     axes.set_ylim(-0.6, last + 0.6)
     axes.set_yticks(range(last, -1, -1), [name for name, _, _ in data.rows], fontsize=11)
     axes.set_xlabel("probability that the model gives this answer next, %")
@@ -162,6 +163,8 @@ def _intervals(figure: Figure, axes: Axes, data: Intervals) -> None:
     top = max([high for *_, high in data.rows] + [1e-12])
     if len(positive) == len(data.rows) and top / min(positive) > 20:
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter(lambda value, _: "")
     for y, (_, value, low, high) in zip(places, data.rows, strict=True):
         axes.plot([low, high], [y, y], "-", color=_PLAIN, lw=2.4, solid_capstyle="round", alpha=0.55)
         axes.plot([value], [y], "D", color=_PLAIN, ms=6.5)
@@ -216,24 +219,22 @@ def _volcano(figure: Figure, axes: Axes, data: Volcano) -> None:
     )
 
 
-def _name_the_largest(axes: Axes, points: tuple[Point, ...], most: int = 5) -> None:
-    """Labels for the largest changes, skipping those that would lie on another label."""
+def _name_the_largest(axes: Axes, points: tuple[Point, ...], most: int = 6) -> None:
+    """Labels above the largest changes, where they would lie on no other label and on no other marker."""
     low, high = axes.get_xlim()
     height = axes.get_ylim()[1]
+    loud = [((p.effect - low) / (high - low), p.evidence / height, p) for p in points if p.significant]
     taken: list[tuple[float, float]] = []
-    for p in sorted((p for p in points if p.significant), key=lambda p: -abs(p.effect)):
-        x, y = (p.effect - low) / (high - low), p.evidence / height
-        if len(taken) == most or any(abs(y - b) < 0.07 and abs(x - a) < 0.45 for a, b in taken):
+    for x, y, p in sorted(loud, key=lambda row: -abs(row[2].effect)):
+        reach = 0.0055 * len(p.label)
+        near = any(abs(a - x) < reach + 0.09 and abs(b - y) < 0.08 for a, b in taken)
+        covers = any(abs(a - x) < reach and 0.015 < b - y < 0.07 for a, b, _ in loud)
+        if len(taken) == most or near or covers:
             continue
         taken.append((x, y))
-        inward = "right" if x > 0.5 else "left"
+        align = "right" if x > 0.82 else "left" if x < 0.18 else "center"
         axes.annotate(
-            p.label,
-            (p.effect, p.evidence),
-            (-7 if inward == "right" else 7, -3),
-            textcoords="offset points",
-            ha=inward,
-            fontsize=8.5,
+            p.label, (p.effect, p.evidence), (0, 7), textcoords="offset points", ha=align, fontsize=8.5
         )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from guardedit.audit import after, before, story
+from guardedit.audit import after, before, closing, story
 from guardedit.audit.files import make_folder, write_atomic
 from guardedit.audit.sheet import Bar, Cell, Code, Quote, Sheet
 from guardedit.audit.words import GLOSSARY, Sign, when
@@ -19,6 +19,7 @@ from guardedit.records import AuditReport, digest_of_bytes, parse_record
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$])")
 
@@ -54,11 +55,12 @@ def sheet_of(audit: AuditReport) -> Sheet:
             before.fact(audit),
             before.disturbance(audit),
             before.limits(audit),
+            *after.limits(audit),
             *after.drift(audit),
-            after.versions(audit),
-            after.unmeasured(audit),
-            after.people(audit),
-            after.provenance(audit),
+            closing.versions(audit),
+            closing.unmeasured(audit),
+            closing.people(audit),
+            closing.provenance(audit),
         ),
     )
 
@@ -153,6 +155,7 @@ def _environment(*, html: bool) -> Environment:
             "kind": _kind,
             "safe_href": _safe_href,
             "oneline": _one_line,
+            "breakable": _breakable,
         }
     )
     return made
@@ -191,3 +194,10 @@ def _safe_href(href: str) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.replace("`", "'").split())
+
+
+def _breakable(text: str) -> Markup:
+    """A name that may be broken after its separators; copied out, it is the name alone."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"([_./])", r"\1<wbr>", str(escape(text))))

@@ -56,12 +56,14 @@ def undone_on_request(audit: AuditReport) -> bool:
 
 
 def broken(audit: AuditReport) -> tuple[Finding, ...]:
-    """Findings that failed or could not be judged, after the write if there are any, else before it."""
-    after = audit.postop.findings if audit.postop else ()
-    bad = tuple(f for f in after if f.verdict != "pass" and f.level != "advisory")
-    return bad or tuple(
-        f for f in audit.plan.judgement.findings if f.verdict != "pass" and f.level != "advisory"
-    )
+    """Findings that bind and do not pass: those of the monitor where there are any, else those before the write."""
+    after = _binding(audit.postop.findings) if audit.postop else ()
+    return after or _binding(audit.plan.judgement.findings)
+
+
+def _binding(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
+    bad = [f for f in findings if f.verdict != "pass" and f.level != "advisory" and f.waiver is None]
+    return tuple(sorted(bad, key=lambda f: (f.verdict != "fail", f.level != "hard")))
 
 
 def unit_of(audit: AuditReport, finding: Finding) -> str:
@@ -95,7 +97,7 @@ def _headline(audit: AuditReport) -> str:
         "committed": "The edit is live. It kept the limits before it was written and again on a monitored copy.",
         "auto-approved": "The plan keeps every limit and may be applied. Nothing has been written yet.",
         "needs-approval": "A person has to decide. Nothing is written before that.",
-        "held": "The monitor could not tell whether the edit did harm. The live model is unchanged until a person decides.",
+        "held": "The monitor could not tell whether the edit did harm. The live model stays as it is until a person decides.",
         "blocked": "The policy stopped this edit before anything was written. The model is unchanged.",
         "rolled-back": "The edit did harm on a staged copy, which was thrown away. It never went live.",
         "rejected": "A person turned the edit down. Nothing was written.",
@@ -138,15 +140,15 @@ def _answers(audit: AuditReport, scope: Scope, words: str) -> str:
     if score is None or score.value is None:
         return f"Whether questions about {words} keep their answers was not measured."
     verb = "got" if audit.drift else "would get"
-    count = f"{round(score.value * score.n)} of {score.n}" if score.n else percent(score.value)
-    line = f"{count} questions about {words} {verb} another answer"
+    if score.n is None:
+        return f"In texts about {words}, the most likely next token changed at {percent(score.value)} of the positions."
+    line = f"{round(score.value * score.n)} of {score.n} questions about {words} {verb} another answer"
     examples = [p for p in probes if p.scope == scope and unexpected(p)]
     if not examples or score.value == 0:
         return line + "."
     worst = max(examples, key=lambda p: p.kl_nats)
-    return (
-        f"{line}, such as {quoted(worst.prompt + ' …')}: {quoted(worst.before)} became {quoted(worst.after)}."
-    )
+    became = "became" if audit.drift else "would become"
+    return f"{line}, such as {quoted(worst.prompt + ' …')}: {quoted(worst.before)} {became} {quoted(worst.after)}."
 
 
 def _lost(audit: AuditReport, scope: Scope) -> Score | None:
@@ -194,11 +196,11 @@ def _most_moved(audit: AuditReport) -> str:
     if not audit.plan.risk.tokens:
         return ""
     top = max(audit.plan.risk.tokens, key=lambda t: t.move)
-    return f"The token that would move most is {quoted(top.token)} in {quoted(top.context)}: by {percent(top.move)} of its size."
+    where = f"{quoted(top.token)} in {quoted(top.context)}"
+    return f"The token that would move most is {where}: by {percent(top.move)} of its size."
 
 
 def _decided(audit: AuditReport) -> tuple[str, ...]:
-    judgement = audit.postop or audit.plan.judgement
     lines = [_counts(audit), *_limits_broken(audit)]
     waived = [f for f in audit.plan.judgement.findings if f.waiver]
     if waived:
@@ -206,8 +208,6 @@ def _decided(audit: AuditReport) -> tuple[str, ...]:
         lines.append(
             f"{len(waived)} broken limit{'s' if len(waived) > 1 else ''} before the write had been waived by {names}."
         )
-    if not broken(audit) and judgement.reason:
-        lines.append(f"The gate's words: {visible(judgement.reason)}.".replace("..", "."))
     if audit.decision:
         lines.append(
             f"{audit.decision.outcome.capitalize()} by {visible(audit.decision.approver)}: "
@@ -228,13 +228,18 @@ def _kept(findings: tuple[Finding, ...]) -> str:
 
 
 def _limits_broken(audit: AuditReport) -> tuple[str, ...]:
-    word = {"fail": "Broken", "inconclusive": "Cannot be judged"}
     bad = broken(audit)
-    lines = tuple(
-        f"{word[f.verdict]}: {visible(f.sentence).rstrip('.')} (observed {observed(audit, f)}, allowed {allowed(audit, f)})."
-        for f in bad[:5]
-    )
-    return lines if len(bad) <= 5 else (*lines, f"And {len(bad) - 5} more, listed below.")
+    lines = tuple(_limit_broken(audit, f) for f in bad[:4])
+    return lines if len(bad) <= 4 else (*lines, f"And {len(bad) - 4} more, listed below.")
+
+
+def _limit_broken(audit: AuditReport, finding: Finding) -> str:
+    sentence = visible(finding.sentence).rstrip(".")
+    if finding.verdict == "inconclusive":
+        return f"Cannot be judged: {sentence}."
+    if any(c.isdigit() for c in sentence):  # the policy's sentence names the numbers itself
+        return f"Broken: {sentence}."
+    return f"Broken: {sentence} (observed {observed(audit, finding)}, allowed {allowed(audit, finding)})."
 
 
 def _action(audit: AuditReport) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from guardedit.records import Outcome, Scope, Verdict
 
@@ -81,8 +82,12 @@ def short(digest: str | None) -> str:
 
 
 def when(stamp: str) -> str:
-    """An ISO 8601 time on one line without the T; anything else as it is."""
-    return visible(stamp).replace("T", " ", 1).replace("Z", " UTC") if stamp[10:11] == "T" else visible(stamp)
+    """An ISO 8601 time in UTC, to the second; anything else as it is."""
+    try:
+        at = datetime.fromisoformat(stamp)
+    except ValueError:
+        return visible(stamp)
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC" if at.tzinfo else visible(stamp)
 
 
 @dataclass(frozen=True)
@@ -154,7 +159,44 @@ _SCORES = {
     "rehearsed_entailed_kl": "Rehearsed: consequences moved",
     "rehearsed_p_new": "Rehearsed: probability of the new answer",
     "rehearsed_p_old": "Rehearsed: probability of the old answer",
+    "target_p_new": "Probability of the new answer",
+    "target_p_old": "Probability of the old answer",
+    "target_p_new_before": "Probability of the new answer, before",
+    "target_p_old_before": "Probability of the old answer, before",
+    "target_success": "Prompts that took the new answer",
+    "paraphrase_success": "Other wordings that took it",
+    "subject_kl": "Same subject, other facts: answers moved",
+    "subject_lost_top1": "Same subject, other facts: answers lost",
+    "near_kl": "Other subjects: answers moved",
+    "near_lost_top1": "Other subjects: answers lost",
+    "entailed_kl": "Consequences: answers moved",
+    "entailed_lost_top1": "Consequences: answers that changed",
+    "distractor_lost_top1": "Other subjects, new fact in front: answers lost",
+    "distractor_kept_before": "The same: answers that survived it before",
+    "distractor_kept_after": "The same: answers that survive it now",
+    "far_kl": "Unrelated text: next words moved (worst kind)",
+    "far_lost_top1": "Unrelated text: most likely next word changed",
+    "perplexity_ratio": "Perplexity after / before (worst kind)",
+    "drifted_latents_subject": "Concepts that drifted: same subject",
+    "drifted_latents_near": "Concepts that drifted: other subjects",
+    "drifted_latents_far": "Concepts that drifted: unrelated text",
+    "spill_mass": "Firing of the target's concepts elsewhere",
+    "sae_validity": "Whether the autoencoders still see the model",
+    "raw_shift": "Change of raw activations (largest)",
+    "sequences": "Sequences read",
+    "tokens": "Tokens read",
+    "sequences_needed": "Sequences that a change must show in",
+    "smallest_rate_change": "Smallest change of a firing rate",
+    "smallest_rate_for_30_percent_loss": "Rarest concept whose loss by 30 % would show",
 }
+_FAMILIES = (
+    ("far_kl_", "Next words moved: "),
+    ("perplexity_ratio_", "Perplexity after / before: "),
+    ("raw_shift_", "Change of raw activations: "),
+    ("omnibus_", "Concepts moved, all together: "),
+    ("energy_", "Distance of concept profiles: "),
+)
+"""Scores that come once a domain, scope or hook."""
 
 GLOSSARY = (
     ("answer", "The token (a word or a piece of one) that the model thinks most likely to come next."),
@@ -172,6 +214,11 @@ GLOSSARY = (
         "KL (nats)",
         "How far two sets of next-word probabilities lie apart. 0 is no difference; at 0.01 a reader notices "
         "nothing; near 1 the answers are mostly others.",
+    ),
+    (
+        "intended, spill, collateral",
+        "How a watched concept drifted: as the edit means it to; the edit's own concept, but in places that are not "
+        "meant; a concept that the edit has nothing to do with.",
     ),
     ("key", "The vector inside the model by which the edited layer recognises the subject."),
     (
@@ -192,4 +239,9 @@ GLOSSARY = (
 
 def score_title(name: str) -> str:
     """What a score says, in a few words; an unknown name with its underscores as spaces."""
-    return _SCORES.get(name) or name.replace("_", " ")
+    if name in _SCORES:
+        return _SCORES[name]
+    for prefix, words in _FAMILIES:
+        if name.startswith(prefix):
+            return words + visible(name.removeprefix(prefix))
+    return visible(name.replace("_", " "))
