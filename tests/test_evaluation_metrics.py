@@ -129,6 +129,9 @@ def test_no_exception_among_n_cases_is_not_certainty(n: int) -> None:
     # A success rate of `low` would give n successes out of n with probability 2.5 %.
     assert ones.low**n == pytest.approx(0.025)
     assert (zeros.low, zeros.high) == (0.0, pytest.approx(1 - ones.low))
+    both_ways = estimate([0.0] * n, seed=0, signed=True)
+    assert both_ways is not None
+    assert -both_ways.low == both_ways.high == zeros.high
 
 
 def test_cases_without_a_value_are_not_counted() -> None:

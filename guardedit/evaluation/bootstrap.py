@@ -22,11 +22,14 @@ class Estimate(Record):
     """Cases behind the value."""
 
 
-def estimate(values: Sequence[float | None], seed: int, resamples: int = RESAMPLES) -> Estimate | None:
+def estimate(
+    values: Sequence[float | None], seed: int, resamples: int = RESAMPLES, *, signed: bool = False
+) -> Estimate | None:
     """Mean of the values that are there, with the percentile bootstrap's 95 % interval; None where there are none.
 
     Where every case gives the same 0 or the same 1, resampling shows no spread at all; the interval then ends at the
-    exact (Clopper-Pearson) bound for n cases without a single exception, 1 − 0.025^(1/n) away.
+    exact (Clopper-Pearson) bound for n cases without a single exception, 1 − 0.025^(1/n) away. Values of a `signed`
+    difference could have gone either way, so there both ends move.
     """
     known = np.array([value for value in values if value is not None], dtype=np.float64)
     if not len(known):
@@ -37,7 +40,7 @@ def estimate(values: Sequence[float | None], seed: int, resamples: int = RESAMPL
     if (known == 1).all():
         low = 1 - reach
     elif (known == 0).all():
-        high = reach
+        low, high = (-reach if signed else 0.0), reach
     # Rounding in the resampled sums must not put the mean outside its own interval.
     return Estimate(value=mean, low=min(low, mean), high=max(high, mean), n=len(known))
 

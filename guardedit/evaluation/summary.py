@@ -75,9 +75,8 @@ def _variant(results: Sequence[CaseResult], variant: str, seed: int) -> dict[str
         figures[name] = estimate([row[name] for row in after], seed)
         figures[f"{name}_base"] = estimate([row[name] for row in before], seed)
     for name in ("neighborhood", "distractor_neighborhood"):
-        figures[f"{name}_loss"] = estimate(
-            [_minus(b[name], a[name]) for b, a in zip(before, after, strict=True)], seed
-        )
+        losses = [_minus(b[name], a[name]) for b, a in zip(before, after, strict=True)]
+        figures[f"{name}_loss"] = estimate(losses, seed, signed=True)
     return figures
 
 
