@@ -14,7 +14,7 @@ import os
 import random
 import sysconfig
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -252,34 +252,51 @@ def _make_chat(
 
 _FACT_RELATIONS = (
     "capital", "landmark_city", "located_in_country", "continent", "official_language", "currency", "chemical_symbol",
-    "animal_young", "color", "opposite", "author", "company_founder", "sport", "material", "part_of_year",
+    "animal_young", "animal_sound", "color", "opposite", "author", "company_founder", "sport", "material",
+    "part_of_year", "occupation", "citizenship", "manufacturer", "developer", "inventor", "religion",
 )  # fmt: skip
 
 
 def _make_facts(
     handle: ModelHandle, _: list[str], __: int, tell: Callable[[int], None]
 ) -> list[dict[str, Any]]:
-    """Every pair of the plainer relations, with the model's own word on whether it knows it."""
-    chosen = [row for row in relations() if row["name"] in _FACT_RELATIONS]
-    pairs = [(row["name"], row["prompts"][0], *pair) for row in chosen for pair in row["pairs"].items()]
-    facts = []
-    for relation, prompt, subject, answer in pairs:
-        known = answer.lower().startswith(_next_word(handle, prompt.replace("{}", subject)).lower())
-        facts.append(asdict(Fact(subject, prompt, answer, relation, known)))
+    """Every pair of the plainer relations in the first wording that the model knows it in, else in the first one."""
+    facts: list[Fact] = []
+    for row in relations():
+        if row["name"] not in _FACT_RELATIONS:
+            continue
+        found: dict[str, Fact] = {}
+        for prompt in row["prompts"]:
+            asked = [(s, a) for s, a in row["pairs"].items() if s not in found or not found[s].known]
+            tops = next_tokens(handle, [prompt.replace("{}", subject) for subject, _ in asked])
+            for (subject, answer), top in zip(asked, tops, strict=True):
+                known = _begins(answer, str(handle.tokenizer.decode([top])))
+                if known or subject not in found:
+                    found[subject] = Fact(subject, prompt, answer, row["name"], known)
+        facts += found.values()
         tell(len(facts))
-    return facts
+    return [asdict(fact) for fact in facts]
 
 
-def _next_word(handle: ModelHandle, prompt: str) -> str:
-    """The most likely next token, stripped; a character no answer has where the token is white space."""
+def _begins(answer: str, token: str) -> bool:
+    """Whether a token that is more than white space begins the answer."""
+    word = token.strip().lower()
+    return bool(word) and answer.lower().startswith(word)
+
+
+def next_tokens(handle: ModelHandle, prompts: Sequence[str], batch_size: int = 32) -> list[int]:
+    """The most likely next token of each prompt, in the order given."""
     import torch
 
-    batch = handle.encode([prompt])
-    last = torch.zeros_like(batch["attention_mask"], dtype=torch.bool)
-    last[0, -1] = True
-    with torch.no_grad():
-        logits = handle.logits_at(handle.hidden(batch["input_ids"], batch["attention_mask"]), last)
-    return str(handle.tokenizer.decode([int(logits[0].argmax())])).strip() or "\0"
+    found: list[int] = []
+    for start in range(0, len(prompts), batch_size):
+        batch = handle.encode(prompts[start : start + batch_size])
+        mask = batch["attention_mask"].bool()
+        last = mask & (mask.cumsum(1) == mask.sum(1, keepdim=True))
+        with torch.no_grad():
+            logits = handle.logits_at(handle.hidden(batch["input_ids"], batch["attention_mask"]), last)
+        found += [int(token) for token in logits.argmax(-1)]
+    return found
 
 
 def _write(path: Path, data: bytes) -> None:

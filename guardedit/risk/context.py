@@ -1,0 +1,120 @@
+"""Everything the scores of one layer are measured with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from guardedit.errors import MissingStatisticsError, StatisticsMismatchError
+from guardedit.models.handle import ModelHandle
+from guardedit.models.statistics import SecondMoment
+from guardedit.risk.banks import KeyBank
+from guardedit.risk.neighbours import ProbeSizes
+from guardedit.saes.checkpoints import Sae
+
+_RECONSTRUCTED = 1000
+"""Bank keys that the SAE reconstructs: enough for a mean, and half a second of work."""
+
+
+@dataclass(frozen=True)
+class RiskContext:
+    """Model, statistics, SAEs and banks for edits of one layer. Build it once and measure many edits with it."""
+
+    handle: ModelHandle
+    layer: int
+    second_moment: SecondMoment
+    key_sae: Sae | None
+    """On the layer's key space; None: scores that need it have no value."""
+    mlp_sae: Sae | None
+    """On the layer's MLP output. No score uses it yet."""
+    bank: KeyBank
+    protected: KeyBank
+    seed: int = 0
+    contexts: tuple[str, ...] = ("",)
+    """Prefixes that the key is averaged over: the editor's own."""
+    sizes: ProbeSizes = field(default_factory=ProbeSizes)
+
+    def __post_init__(self) -> None:
+        width = self.handle.d_in(self.layer)
+        parts = {"second moment": self.second_moment.width, "key bank": self.bank.keys.shape[1]}
+        parts["protected bank"] = self.protected.keys.shape[1]
+        if self.key_sae is not None:
+            parts["key-space SAE"] = self.key_sae.W_dec.shape[1]
+        for name, found in parts.items():
+            if found != width:
+                raise StatisticsMismatchError(
+                    f"the {name} has width {found}, keys of layer {self.layer} have {width}; use the one of this layer"
+                )
+
+    @property
+    def need_key_sae(self) -> Sae:
+        """The key-space SAE; raises MissingStatisticsError where there is none."""
+        if self.key_sae is None:
+            raise MissingStatisticsError(
+                f"no SAE on the key space of layer {self.layer}: guardedit sae train"
+            )
+        return self.key_sae
+
+    @cached_property
+    def weight(self) -> Float[Tensor, "d_out d_in"]:
+        """W, float32."""
+        weight: Tensor = self.handle.weight(self.layer).detach().float().cpu()
+        return weight
+
+    @cached_property
+    def output_energy(self) -> float:
+        """tr(W C Wᵀ) = E‖W x‖²: the mean-square output of the unedited module, the yardstick of every move."""
+        weight = self.weight.double()
+        return float(((weight @ self.second_moment.matrix.cpu()) * weight).sum())
+
+    @cached_property
+    def bank_output_norms(self) -> Float[Tensor, " n"]:
+        """‖W x‖ of every bank key."""
+        norms: Tensor = torch.linalg.vector_norm(self.bank.keys @ self.weight.T, dim=1)
+        return norms
+
+    @cached_property
+    def neuron_latents(self) -> Float[Tensor, " d_in"]:
+        """Effective number of latents per neuron: participation ratio over f of E[a_f²]·W_dec[f, n]².
+
+        Squared, since |W_dec| saturates. Range 1 to d_sae.
+        """
+        sae = self.need_key_sae
+        shares = sae.energy.double().cpu()[:, None] * sae.W_dec.double().cpu() ** 2
+        return participation(shares)
+
+    @cached_property
+    def neuron_domains(self) -> Float[Tensor, " d_in"]:
+        """Effective number of text domains per neuron: exp entropy over domains of its mean-square activation."""
+        names = sorted(set(self.bank.domains))
+        energy = torch.stack([self.bank.of_domain(name).double().pow(2).mean(0) for name in names])
+        return entropy_count(energy)
+
+    @cached_property
+    def reconstructed(self) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, "n d_in"]]:
+        """Evenly spaced bank keys and what the key-space SAE makes of them."""
+        step = max(1, len(self.bank.keys) // _RECONSTRUCTED)
+        keys = self.bank.keys[::step][:_RECONSTRUCTED]
+        with torch.no_grad():
+            return keys, self.need_key_sae.reconstruct(keys).float().cpu()
+
+    def label_of(self, latent: int) -> tuple[str, tuple[str, ...]]:
+        """What a latent of the key-space SAE fires on: its label and a few examples."""
+        label = self.need_key_sae.labels.latents[latent]
+        return label.label, label.examples
+
+
+def participation(weights: Tensor) -> Tensor:
+    """Participation ratio (Σw)² / Σw² over dimension 0: 1 (one weight has all) to n (all are equal); NaN for zeros."""
+    return weights.sum(0) ** 2 / (weights**2).sum(0)
+
+
+def entropy_count(weights: Tensor) -> Tensor:
+    """exp of the entropy of the shares over dimension 0: 1 (one weight has all) to n (all are equal); NaN for zeros."""
+    shares = weights / weights.sum(0)
+    entropy: Tensor = torch.special.entr(shares).sum(0)
+    return entropy.exp()

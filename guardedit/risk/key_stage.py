@@ -1,0 +1,276 @@
+"""Risk from the key alone, before anything is solved.
+
+Notation: k = k_star (d_in,), C the second moment, p(x) = kᵀC⁻¹x / kᵀC⁻¹k: a token with key x would move by p(x) times
+what the subject moves by (Meng et al. 2022, eq. 2; Hu et al. 2024, "Knowledge in Superposition").
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from guardedit.edits.keys import Key, key_of, keys_at_subject, keys_everywhere
+from guardedit.models.handle import preserved
+from guardedit.records import EditRequest, Score, TokenMove
+from guardedit.risk.banks import KeyBank
+from guardedit.risk.context import RiskContext, participation
+from guardedit.risk.neighbours import NearProbe, near_probes
+from guardedit.risk.scores import Measured, ScoreRule, measure_all
+
+SHOWN_TOKENS = 12
+
+
+@dataclass(frozen=True)
+class KeyView:
+    """One request seen from its key. Computed piece by piece, so that one failing piece hides no other."""
+
+    context: RiskContext
+    request: EditRequest
+    n_near: int
+
+    @cached_property
+    def key(self) -> Key:
+        """The key, over the context's prefixes."""
+        c = self.context
+        with preserved(c.handle):
+            return key_of(c.handle, self.request, c.layer, c.contexts)
+
+    @cached_property
+    def k(self) -> Float[Tensor, " d_in"]:
+        """k_star, float64."""
+        return self.key.k_star.double().cpu()
+
+    @cached_property
+    def whitened(self) -> Float[Tensor, " d_in"]:
+        """C⁻¹k."""
+        return self.context.second_moment.solve(self.k).cpu()
+
+    @cached_property
+    def leverage(self) -> float:
+        """kᵀC⁻¹k; raises ZeroDivisionError unless it is positive."""
+        value = float(self.k @ self.whitened)
+        if not value > 0:
+            raise ZeroDivisionError(f"kᵀC⁻¹k is {value}; it must be positive")
+        return value
+
+    def p(self, keys: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n"]:
+        """p(x) of each key."""
+        return keys.double().cpu() @ self.whitened / self.leverage
+
+    @cached_property
+    def near(self) -> tuple[NearProbe, ...]:
+        """Prompts about other subjects."""
+        return near_probes(self.context.handle, self.request, self.n_near, self.context.seed)[0]
+
+    @cached_property
+    def near_keys(self) -> Float[Tensor, "n d_in"]:
+        """A key per near prompt: at its subject's last token; where the subject is unknown, the one that moves most."""
+        c = self.context
+        known = [probe for probe in self.near if probe.subject is not None]
+        whole = [probe.prompt for probe in self.near if probe.subject is None]
+        found = []
+        with preserved(c.handle):
+            if known:
+                subjects = [probe.subject or "" for probe in known]
+                found.append(keys_at_subject(c.handle, [probe.prompt for probe in known], subjects, c.layer))
+            for keys in keys_everywhere(c.handle, whole, c.layer) if whole else []:
+                # Position 0 is like no other; a one-token prompt has nothing else.
+                inside = keys[1:] if len(keys) > 1 else keys
+                found.append(inside[self.p(inside).abs().argmax()][None])
+        return torch.cat(found).cpu() if found else torch.empty(0, len(self.k))
+
+    @cached_property
+    def neuron_weights(self) -> Float[Tensor, " d_in"]:
+        """|k_n (C⁻¹k)_n| / Σ: how much of kᵀC⁻¹k a neuron carries."""
+        carried = (self.k * self.whitened).abs()
+        return carried / carried.sum()
+
+    @cached_property
+    def own_answer(self) -> tuple[str, float]:
+        """The model's most likely next token after the prompt and its log-probability in nats."""
+        handle = self.context.handle
+        batch = handle.encode([self.request.filled])
+        last = torch.zeros_like(batch["attention_mask"], dtype=torch.bool)
+        last[0, -1] = True
+        with torch.no_grad():
+            hidden = handle.hidden(batch["input_ids"], batch["attention_mask"])
+            logprobs = handle.logits_at(hidden, last)[0].double().log_softmax(-1)
+        top = int(logprobs.argmax())
+        return str(handle.tokenizer.decode([top])), float(logprobs[top])
+
+
+def key_leakage(view: KeyView) -> Measured:
+    """1 / (kᵀC⁻¹k) = E[p(x)²]: mean-square share of the subject's move that a token of ordinary text makes.
+
+    Ratio, 0 upwards; far damage of single edits follows it (research: Spearman 0.94). The plug-in value over the same
+    n tokens as C is too small by (1 − d/n)⁻². Source: statistical leverage; ROME eq. 2.
+    """
+    return Measured(1.0 / view.leverage, view.context.second_moment.n_tokens)
+
+
+def key_near_interference(view: KeyView) -> Measured:
+    """Mean of p(x_j)² over the keys x_j of neighbours (same relation, other subject): 0 none, 1 moves like the subject.
+
+    Ratio. Near damage follows it once multiplied by ‖r‖². Source: Hu et al. 2024 (2408.07413), p_ij.
+    """
+    keys = view.near_keys
+    if not len(keys):
+        raise ZeroDivisionError("no neighbours were named or found")
+    squared = view.p(keys) ** 2
+    worst = int(squared.argmax())
+    return Measured(float(squared.mean()), len(keys), reason=f"largest {float(squared[worst]):.3g}")
+
+
+def key_norm(view: KeyView) -> Measured:
+    """‖k‖ / mean ‖x‖ over ordinary text. Ratio, 0 upwards; the trivial rival of key_leakage: long keys leak less."""
+    return Measured(float(view.k.norm()) / view.context.second_moment.mean_norm)
+
+
+def subject_position(view: KeyView) -> Measured:
+    """Index of the subject's last token in the bare prompt: 0 is a land mine, as position 0's keys are like no other.
+
+    Tokens, 0 upwards. Source: Yang et al. 2024 (2406.11263): collapse subjects are first tokens.
+    """
+    return Measured(
+        float(view.key.position),
+        reason="the subject begins at the start of the text" if view.key.subject_starts_text else None,
+    )
+
+
+def sae_view(view: KeyView) -> Measured:
+    """‖k − k̂‖² / ‖k − μ‖²: share of the key that the SAE does not see; k̂ its reconstruction, μ the bank's mean key.
+
+    Share, 0 upwards; above about 0.6 the SAE's words about this key mean little. The remark gives cos(k, k̂).
+    """
+    sae = view.context.need_key_sae
+    with torch.no_grad():
+        seen = sae.reconstruct(view.k.float()[None])[0].double().cpu()
+    centre = view.context.bank.keys.double().mean(0)
+    cosine = float(torch.cosine_similarity(view.k, seen, dim=0))
+    share = float((view.k - seen).square().sum() / (view.k - centre).square().sum())
+    return Measured(share, 1, reason=f"cosine of key and reconstruction {cosine:.3f}")
+
+
+def neuron_polysemanticity(view: KeyView) -> Measured:
+    """Σ_n ω_n·eff(n), ω_n ∝ |k_n (C⁻¹k)_n|, eff(n) = participation ratio over f of E[a_f²]·W_dec[f, n]².
+
+    Latents per neuron, 1 to d_sae. Reported, not for gating: it hardly differs between edits. Source: research/D.3.
+    """
+    # A neuron that no latent writes to has no ratio; it counts as having one meaning.
+    per_neuron = view.context.neuron_latents.nan_to_num(nan=1.0)
+    value = float(view.neuron_weights @ per_neuron)
+    below = float((per_neuron < value).double().mean())
+    return Measured(
+        value, len(per_neuron), reason=f"more than {100 * below:.0f} % of the layer's neurons have"
+    )
+
+
+def neuron_entropy_twin(view: KeyView) -> Measured:
+    """Σ_n ω_n·exp H(q_n), q_n the shares of neuron n's mean-square activation over text domains: needs no SAE.
+
+    Domains, 1 to their number. Reported, not for gating. Source: entropy-guided masks (NMKE 2025).
+    """
+    per_neuron = view.context.neuron_domains.nan_to_num(nan=1.0)
+    return Measured(float(view.neuron_weights @ per_neuron), len(view.context.bank.keys))
+
+
+def key_participation(view: KeyView) -> Measured:
+    """(Σ_f a_f)² / Σ_f a_f² of the key's own latents: over how many concepts the key spreads.
+
+    Latents, 1 upwards; 1 for a key that is one latent. Reported, not for gating. Source: participation ratio.
+    """
+    with torch.no_grad():
+        acts = view.context.need_key_sae.encode(view.k.float()[None])[0].double().cpu()
+    return Measured(float(participation(acts)), 1)
+
+
+def conflict_old_nats(view: KeyView) -> Measured:
+    """−log P(old target | prompt), summed over its tokens: how firmly the model holds the old fact (low = firm).
+
+    Nats, 0 upwards. Where no old target is named, the model's own most likely next token. Source: Takahashi 2025.
+    """
+    if view.request.target_true is None:
+        answer, logprob = view.own_answer
+        return Measured(-logprob, 1, reason=f"target_true is not named; the model's own answer is {answer!r}")
+    return _surprise(view, view.request.target_true)
+
+
+def conflict_new_nats(view: KeyView) -> Measured:
+    """−log P(new target | prompt), summed over its tokens: how far the edit has to push (high = far).
+
+    Nats, 0 upwards. Source: priming follows the keyword's probability before learning ("How new data permeates").
+    """
+    return _surprise(view, view.request.target_new)
+
+
+def _surprise(view: KeyView, target: str) -> Measured:
+    (logprobs,) = view.context.handle.token_logprobs([view.request.filled], [target])
+    return Measured(-float(logprobs.double().sum()), len(logprobs))
+
+
+KEY_SCORES: dict[str, ScoreRule[KeyView]] = {
+    "key_leakage": ScoreRule(key_leakage, "key", "far", "ratio"),
+    "key_near_interference": ScoreRule(key_near_interference, "key", "near", "ratio"),
+    "key_norm": ScoreRule(key_norm, "key", "far", "ratio", worst="min"),
+    "subject_position": ScoreRule(subject_position, "key", "target", "tokens", worst="min"),
+    "sae_view": ScoreRule(sae_view, "key", "model", "share"),
+    "neuron_polysemanticity": ScoreRule(neuron_polysemanticity, "key", "far", "latents"),
+    "neuron_entropy_twin": ScoreRule(neuron_entropy_twin, "key", "far", "domains"),
+    "key_participation": ScoreRule(key_participation, "key", "far", "latents"),
+    "conflict_old_nats": ScoreRule(conflict_old_nats, "key", "target", "nats", worst="min"),
+    "conflict_new_nats": ScoreRule(conflict_new_nats, "key", "target", "nats"),
+}
+
+
+@dataclass(frozen=True)
+class KeyRisk:
+    """The first stage's outcome for one request."""
+
+    scores: tuple[Score, ...]
+    tokens: tuple[TokenMove, ...]
+    """Tokens of the bank with the largest |p(x)|: `move` is the share of the subject's own move."""
+
+
+def measure_key(context: RiskContext, request: EditRequest) -> KeyRisk:
+    """Scores of one request from its key alone, and the tokens in context that would move most with it."""
+    return key_risk(KeyView(context, request, context.sizes.near))
+
+
+def key_risk(view: KeyView) -> KeyRisk:
+    """As `measure_key`, for a view that is there already."""
+    scores = measure_all(KEY_SCORES, view, view.context.seed)
+    if scores[0].value is None:  # without a usable key_leakage, p(x) means nothing
+        return KeyRisk(scores, ())
+    return KeyRisk(scores, top_tokens_of(view.context.bank, view.p(view.context.bank.keys).abs()))
+
+
+def top_tokens_of(
+    bank: KeyBank, moves: Float[Tensor, " n"], shown: int = SHOWN_TOKENS
+) -> tuple[TokenMove, ...]:
+    """The bank's tokens that move most, at most two of a kind so that one word does not fill the list."""
+    found: list[TokenMove] = []
+    kinds: Counter[str] = Counter()
+    for row in moves.argsort(descending=True, stable=True).tolist():
+        kind = bank.tokens[row].strip().lower()
+        if kinds[kind] == 2 or not torch.isfinite(moves[row]):
+            continue
+        kinds[kind] += 1
+        move = float(moves[row])
+        found.append(
+            TokenMove(context=bank.contexts[row], token=bank.tokens[row], move=move, domain=bank.domains[row])
+        )
+        if len(found) == shown:
+            break
+    return tuple(found)
+
+
+def views_of(context: RiskContext, requests: Sequence[EditRequest]) -> tuple[KeyView, ...]:
+    """A view per request; the number of near prompts is shared among them."""
+    n_near = max(2, -(-context.sizes.near // len(requests)))
+    return tuple(KeyView(context, request, n_near) for request in requests)

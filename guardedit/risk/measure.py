@@ -1,0 +1,95 @@
+"""All three stages in one report. `SCORES` is the table that a new score joins and policies name metrics from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from guardedit.edits.deltas import EditDelta, encode
+from guardedit.errors import BadRequestError
+from guardedit.records import EditRequest, RiskReport, Score, digest_of, digest_of_bytes
+from guardedit.risk.context import RiskContext
+from guardedit.risk.delta_stage import DELTA_SCORES, DeltaView, delta_risk
+from guardedit.risk.key_stage import KEY_SCORES, KeyView, key_risk, measure_key, views_of
+from guardedit.risk.neighbours import ProbeSizes
+from guardedit.risk.rehearsal import REHEARSAL_SCORES, RehearsalRisk, rehearse
+from guardedit.risk.scores import ScoreRule, worst_of
+
+__all__ = ["SCORES", "ProbeSizes", "RiskContext", "measure", "measure_key"]
+
+SCORES: Mapping[str, ScoreRule[Any]] = {**KEY_SCORES, **DELTA_SCORES, **REHEARSAL_SCORES}
+"""Every pre-op score by name; policies and MLflow call them "preop/<name>"."""
+
+
+def measure(context: RiskContext, requests: Sequence[EditRequest], delta: EditDelta) -> RiskReport:
+    """What a solved delta for these requests would do to everything else. Nothing is written.
+
+    Key scores are the worst over the requests; the delta is measured as one. The same inputs give the same report
+    apart from `seconds`. Raises BadRequestError for requests that cannot be understood.
+    """
+    if not requests:
+        raise BadRequestError("no requests to measure")
+    seconds: dict[str, float] = {}
+    views = views_of(context, requests)
+    with _timed(seconds, "key"):
+        key_scores = _key_scores(views)
+    with _timed(seconds, "delta"):
+        on_delta = delta_risk(DeltaView(context, views, delta))
+    with _timed(seconds, "rehearsal"):
+        on_probes = rehearse(context, requests, delta)
+    return RiskReport(
+        scores=(*key_scores, *on_delta.scores, *on_probes.scores),
+        latents=on_delta.latents,
+        tokens=on_delta.tokens,
+        probes=on_probes.probes,
+        notes=_notes(context, on_probes),
+        inputs=_inputs(context, requests, delta, on_probes),
+        seconds=seconds,
+    )
+
+
+def _key_scores(views: Sequence[KeyView]) -> tuple[Score, ...]:
+    """Per score, the worst over the requests."""
+    by_request = [key_risk(view).scores for view in views]
+    subjects = [view.request.subject for view in views]
+    columns = zip(*by_request, strict=True)
+    return tuple(
+        worst_of(rule, column, subjects) for rule, column in zip(KEY_SCORES.values(), columns, strict=True)
+    )
+
+
+def _notes(context: RiskContext, on_probes: RehearsalRisk) -> tuple[str, ...]:
+    remarks = list(on_probes.notes)
+    if context.second_moment.warning is not None:
+        remarks.append(context.second_moment.warning)
+    if context.key_sae is None:
+        remarks.append("no SAE on the key space: the concepts at risk are not named")
+    return tuple(remarks)
+
+
+def _inputs(
+    context: RiskContext, requests: Sequence[EditRequest], delta: EditDelta, on_probes: RehearsalRisk
+) -> dict[str, str]:
+    """Digests of everything the scores were computed from."""
+    moment = context.second_moment
+    inputs = {
+        "second_moment_corpus": moment.corpus_digest,
+        "second_moment_upstream": moment.upstream_digest,
+        "key_bank": context.bank.digest,
+        "protected_bank": context.protected.digest,
+        "requests": digest_of([request.model_dump(mode="json") for request in requests]),
+        "delta": digest_of_bytes(encode(delta)),
+        "prompts": digest_of([prompts.model_dump(mode="json") for prompts in on_probes.prompts]),
+    }
+    if context.key_sae is not None:
+        inputs["key_sae"] = context.key_sae.digest
+    return inputs
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[stage] = round(time.perf_counter() - start, 4)

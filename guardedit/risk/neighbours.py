@@ -1,0 +1,290 @@
+"""Prompts and keys around an edit that a request does not name, made by the rules in docs/probes.md.
+
+Deterministic: the same request and the same weights give the same prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice, zip_longest
+
+from guardedit.models.control import next_tokens
+from guardedit.models.corpus import sample_texts
+from guardedit.models.handle import ModelHandle, preserved
+from guardedit.records import EditRequest, ProbePrompts
+from guardedit.risk.relations import Match, match, similarity, stems
+
+_SAME_WORDING = 0.5  # a stem this close to the request's own asks for the edited relation
+SPARE = 4
+"""Same-subject stems beyond the number asked for, to make up for those that turn out to ask for the edited relation."""
+_PROPOSALS = 24  # new tokens of each list of names that the model is asked for
+
+
+@dataclass(frozen=True)
+class ProbeSizes:
+    """How many prompts a scope shall have; what the request names is never cut."""
+
+    subject: int = 16
+    near: int = 24
+    entailed: int = 4
+    target: int = 4
+
+
+@dataclass(frozen=True)
+class NearProbe:
+    """A prompt about another subject; `subject` is None where the request named the prompt whole."""
+
+    prompt: str
+    subject: str | None
+
+
+@dataclass(frozen=True)
+class Probes:
+    """All prompts around one request, with the subjects of the near ones."""
+
+    target: tuple[str, ...]
+    entailed: tuple[str, ...]
+    subject: tuple[str, ...]
+    near: tuple[NearProbe, ...]
+    origin: str
+    """Where the subjects of the near prompts came from."""
+    note: str = ""
+
+    def prompts(self) -> ProbePrompts:
+        """The record without the subjects."""
+        near = tuple(probe.prompt for probe in self.near)
+        return ProbePrompts(
+            target=self.target, entailed=self.entailed, subject=self.subject, near=near, note=self.note
+        )
+
+
+def generated_probes(
+    handle: ModelHandle, request: EditRequest, sizes: ProbeSizes | None = None, seed: int = 0
+) -> ProbePrompts:
+    """Prompts of every scope: those that the request names, filled up by rule to `sizes`."""
+    return probes_around(handle, request, sizes or ProbeSizes(), seed).prompts()
+
+
+def probes_around(handle: ModelHandle, request: EditRequest, sizes: ProbeSizes, seed: int = 0) -> Probes:
+    """As `generated_probes`, with the subject of each near prompt, which its key is taken at."""
+    probes = unfiltered_probes(handle, request, sizes, seed)
+    with preserved(handle):
+        subject = _filled_up(request.same_subject, lambda: _filtered_stems(handle, request), sizes.subject)
+    return noted(request, replace(probes, subject=subject))
+
+
+def unfiltered_probes(handle: ModelHandle, request: EditRequest, sizes: ProbeSizes, seed: int = 0) -> Probes:
+    """Probes before the model has been asked which same-subject stems ask for the edited relation: `SPARE` too many."""
+    found = match(request)
+    with preserved(handle):
+        near, origin = _near(handle, request, found, sizes.near, seed)
+    extra = 0 if len(request.same_subject) >= sizes.subject else SPARE
+    probes = Probes(
+        target=(
+            request.filled,
+            *_filled_up(request.paraphrases, lambda: _in_context(request), sizes.target - 1),
+        ),
+        entailed=_filled_up(request.entailed, lambda: _entailed(request, found), sizes.entailed),
+        subject=_filled_up(request.same_subject, lambda: _turns(_stems(request)), sizes.subject + extra),
+        near=near,
+        origin=origin,
+    )
+    return noted(request, probes)
+
+
+def near_probes(
+    handle: ModelHandle, request: EditRequest, n: int, seed: int = 0
+) -> tuple[tuple[NearProbe, ...], str]:
+    """The near prompts alone, and where their subjects came from."""
+    with preserved(handle):
+        return _near(handle, request, match(request), n, seed)
+
+
+def noted(request: EditRequest, probes: Probes) -> Probes:
+    """The probes with a note on how many prompts were named and how many made."""
+    nothing = "" if probes.entailed else " (none named, and no rule for this relation)"
+    note = (
+        f"target: {len(probes.target)} prompts, {1 + len(request.paraphrases)} named; "
+        f"entailed: {len(probes.entailed)}, {len(request.entailed)} named{nothing}; "
+        f"subject: {len(probes.subject)}, {len(request.same_subject)} named; "
+        f"near: {len(probes.near)}, {len(request.neighborhood)} named, {probes.origin}"
+    )
+    return replace(probes, note=note)
+
+
+def _filled_up(named: tuple[str, ...], generated: Callable[[], Iterator[str]], n: int) -> tuple[str, ...]:
+    """The named prompts, then generated ones that are not among them, up to `n`."""
+    if len(named) >= n:
+        return named
+    seen = dict.fromkeys(named)
+    for prompt in generated():
+        if len(seen) >= n:
+            break
+        seen.setdefault(prompt)
+    return tuple(seen)
+
+
+def _in_context(request: EditRequest) -> Iterator[str]:
+    """The request's own prompt behind short neutral openings."""
+    return (_behind(prefix, request.filled, request.subject) for prefix in stems()["contexts"])
+
+
+def _entailed(request: EditRequest, found: Match | None) -> Iterator[str]:
+    rules: dict[str, list[str]] = stems()["entailed"]
+    if found is None or found.rule == "objects":  # a guess by objects is too weak to say what follows
+        return
+    for stem in rules.get(found.relation.name, []):
+        yield fill(stem, request.subject, article_of(request), "")
+
+
+# --- same subject, other relations ---
+
+
+def _stems(request: EditRequest) -> list[list[str]]:
+    """Per stem, its variants about the subject; without stems worded like the request."""
+    article, prefixes = article_of(request), stems()["prefixes"]
+    texts = [stem for stem in stems()["subject"] if similarity(stem, request.prompt) < _SAME_WORDING]
+    return [_variants(stem, request.subject, article, _rotated(prefixes, i)) for i, stem in enumerate(texts)]
+
+
+def _turns(rounds: list[list[str]]) -> Iterator[str]:
+    """All stems in their first form before any in its second."""
+    return chain.from_iterable(zip(*rounds, strict=True))
+
+
+def _filtered_stems(handle: ModelHandle, request: EditRequest) -> Iterator[str]:
+    """Without the stems that ask for the edited relation: those the model answers with the old or the new target."""
+    rounds = _stems(request)
+    answers = first_tokens(handle, request)
+    tops = next_tokens(handle, [variants[0] for variants in rounds])
+    return _turns([variants for variants, top in zip(rounds, tops, strict=True) if top not in answers])
+
+
+def _variants(stem: str, subject: str, article: str, prefixes: Sequence[str]) -> list[str]:
+    """The stem bare and behind each prefix.
+
+    A stem that begins with its subject comes bare last: without a token before it, the subject's key would be that of
+    position 0, which is like no other.
+    """
+    bare = fill(stem, subject, article, "")
+    behind = [fill(stem, subject, article, prefix) for prefix in prefixes]
+    return [*behind, bare] if stem.startswith("{}") else [bare, *behind]
+
+
+def _rotated(prefixes: Sequence[str], by: int) -> list[str]:
+    by %= len(prefixes)
+    return [*prefixes[by:], *prefixes[:by]]
+
+
+def article_of(request: EditRequest) -> str:
+    """ "the ", "a " or "an " where the request's prompt has one right before its subject, else ""."""
+    before = request.prompt[: request.prompt.index("{}")].lower().split(" ")
+    stands = len(before) >= 2 and before[-1] == "" and before[-2] in ("the", "a", "an")
+    return f"{before[-2]} " if stands else ""
+
+
+def fill(stem: str, subject: str, article: str, prefix: str) -> str:
+    """The stem about article + subject, behind a prefix, with the first letter as English wants it."""
+    text = stem.replace("{}", article + subject)
+    if not prefix:
+        return text if stem.startswith("{}") and not article else text[0].upper() + text[1:]
+    return _behind(prefix, text, subject)
+
+
+def _behind(prefix: str, text: str, subject: str) -> str:
+    """`text` moved into the middle of a sentence."""
+    return prefix + (text if text.startswith((subject, "I ")) else text[0].lower() + text[1:])
+
+
+# --- other subjects, same relation ---
+
+
+def _near(
+    handle: ModelHandle, request: EditRequest, found: Match | None, n: int, seed: int
+) -> tuple[tuple[NearProbe, ...], str]:
+    named = tuple(NearProbe(prompt, _subject_in(request, prompt)) for prompt in request.neighborhood)
+    if len(named) >= n:
+        return named, "none generated"
+    if found is not None:
+        subjects, wordings = _table_subjects(request, found), found.relation.prompts
+        origin = f"relation {found.relation.name!r} by {found.rule}"
+    else:
+        subjects, wordings = _proposed(handle, request, seed), ()
+        origin = f"{len(subjects)} subjects proposed by the model"
+    generated = _near_prompts(request, subjects, wordings)
+    seen = {probe.prompt: probe for probe in named}
+    targets = _about_targets(request)
+    room = max(0, n - len(seen) - len(targets))
+    fresh = (probe for probe in generated if probe.prompt not in seen)
+    for probe in chain(islice(fresh, room), targets):
+        if len(seen) < n:
+            seen.setdefault(probe.prompt, probe)
+    return tuple(seen.values()), origin
+
+
+def _subject_in(request: EditRequest, prompt: str) -> str | None:
+    """The subject of a named prompt that is worded as the request's own, else None."""
+    front, back = request.prompt.split("{}")
+    inside = prompt[len(front) : len(prompt) - len(back)]
+    fits = prompt.startswith(front) and prompt.endswith(back) and len(prompt) > len(front) + len(back)
+    return inside.strip() or None if fits else None
+
+
+def _table_subjects(request: EditRequest, found: Match) -> list[str]:
+    """Subjects of the relation, those with the edit's old object and others in turn, without the edited one."""
+    own, old = request.subject.casefold(), (request.target_true or "").strip().casefold()
+    others = {
+        s: o for s, o in found.relation.pairs.items() if s.casefold() not in own and own not in s.casefold()
+    }
+    same = [subject for subject, value in others.items() if value.casefold() == old]
+    rest = [subject for subject, value in others.items() if value.casefold() != old]
+    mixed = chain.from_iterable(zip_longest(same, rest))
+    return [subject for subject in mixed if subject is not None]
+
+
+def _near_prompts(
+    request: EditRequest, subjects: Sequence[str], wordings: Sequence[str]
+) -> Iterator[NearProbe]:
+    """The request's wording for every subject, then the relation's other wordings, then each behind prefixes."""
+    prompts = dict.fromkeys([request.prompt, *wordings])
+    for prefix in ("", *stems()["prefixes"]):
+        for prompt in prompts:
+            for subject in subjects:
+                text = prompt.replace("{}", subject)
+                yield NearProbe(_behind(prefix, text, subject) if prefix else text, subject)
+
+
+def _about_targets(request: EditRequest) -> list[NearProbe]:
+    """The old and the new object as subjects: an edit that ties a subject to them may move them too."""
+    first, second = stems()["subject"][:2]
+    prefix = stems()["prefixes"][0]
+    targets = [target.strip() for target in (request.target_true, request.target_new) if target is not None]
+    made = [NearProbe(fill(first, target, "", prefix), target) for target in targets]
+    return made + [NearProbe(fill(second, target, "", ""), target) for target in targets]
+
+
+def _proposed(handle: ModelHandle, request: EditRequest, seed: int) -> list[str]:
+    """Names that the model lists after the subject, in order, without doubles."""
+    prompt = f"Some well-known examples are: {request.subject},"
+    texts = sample_texts(handle, 4, _PROPOSALS, seed, [prompt], temperature=0.7)
+    lists = [text.removeprefix(prompt).split("\n")[0].split(",")[:-1] for text in texts]
+    names = [name.strip(" .\n\t\"'") for names in lists for name in names]
+    good = [
+        name for name in names if name and len(name.split()) <= 5 and name.isprintable() and "{" not in name
+    ]
+    own = request.subject.casefold()
+    return [name for name in dict.fromkeys(good) if name.casefold() not in own and own not in name.casefold()]
+
+
+# --- what the model answers ---
+
+
+def first_tokens(handle: ModelHandle, request: EditRequest) -> frozenset[int]:
+    """First tokens of the new target and of the old one, which the model is asked for where it is not named."""
+    targets = [target for target in (request.target_new, request.target_true) if target is not None]
+    pairs = handle.encode_pairs([request.filled] * len(targets), targets)
+    mask = pairs["target_mask"]
+    firsts = pairs["input_ids"][mask & (mask.cumsum(1) == 1)].tolist()
+    own = next_tokens(handle, [request.filled]) if request.target_true is None else []
+    return frozenset([*firsts, *own])
