@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("--facts", type=int, default=40)
     parser.add_argument("--prefixes", type=int, default=5)
     parser.add_argument("--clamp", type=float, default=3.0)
+    parser.add_argument("--lr", type=float, default=0.5)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--tag", default="")
     parser.add_argument("--out", type=Path, required=True)
@@ -133,7 +134,7 @@ def main() -> None:
                 if (args.tag, layer, case["case_id"]) in done:
                     continue
                 moment = SecondMoment.load(args.moments / f"{key_hook(layer)}.safetensors")
-                hparams = RomeHparams(layer=layer, contexts=contexts, clamp_norm_factor=args.clamp)
+                hparams = RomeHparams(layer=layer, contexts=contexts, clamp_norm_factor=args.clamp, learning_rate=args.lr)
                 row = edit_row(handle, case, moment, hparams)
                 line = {"tag": args.tag, "layer": layer, "case_id": case["case_id"], "base": base, **row}
                 out.write(json.dumps(line) + "\n")

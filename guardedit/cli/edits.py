@@ -1,0 +1,196 @@
+"""Commands on edits: plan, show, try, approve, reject, apply, rollback, report, demo."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from guardedit.cli.common import HomeOption, JsonOption, ModelOption, Options, app, emit, from_context, working
+
+PlanArgument = Annotated[str, typer.Argument(help="A plan's name, as `guardedit status` lists it.")]
+ReasonOption = Annotated[str, typer.Option("--reason", help="Why; goes on record.")]
+WaiveOption = Annotated[
+    list[str] | None,
+    typer.Option("--waive", help="A soft pre-op metric to lift, e.g. preop/leakage; needs --reason. Repeatable."),
+]
+
+
+@app.command()
+def demo(
+    context: typer.Context,
+    model: ModelOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+    reports: Annotated[Path | None, typer.Option("--reports", help="Folder for the audit reports.")] = None,
+) -> None:
+    """Three real edits on the default model: one that passes, one that the gate stops, and fine-tuning."""
+    from guardedit.demo import Demo
+
+    options = from_context(context, model, home, as_json, reports=reports)
+    Demo(options.guard(), quiet=options.as_json).show()
+
+
+@app.command()
+def plan(
+    context: typer.Context,
+    requests: Annotated[Path, typer.Argument(help="YAML or JSON: one request, or a list of them.")],
+    editor: Annotated[str, typer.Option("--editor", help="rome or finetune.")] = "rome",
+    waive: WaiveOption = None,
+    reason: ReasonOption = "",
+    expires: Annotated[str, typer.Option("--expires", help="How long waivers count: 8h, 7d or a time.")] = "8h",
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything sampled.")] = None,
+    policy: Annotated[Path | None, typer.Option("--policy", help="A policy file.")] = None,
+    model: ModelOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Solve each request, measure what else it would change, judge it; nothing is written to the model."""
+    from guardedit.gate.approvals import make_waiver
+    from guardedit.pipeline.planning import read_requests
+
+    options = from_context(context, model, home, as_json, seed=seed, policy=policy)
+    asked = read_requests(requests)
+    guard = options.guard()
+    now = datetime.now(UTC)
+    waivers = [make_waiver(metric, guard.user, reason, expires, now) for metric in waive or ()]
+    with working(guard):
+        plans = [guard.plan(request, editor, waivers) for request in asked]
+    from guardedit.cli.words import plan_document, plan_text
+
+    document: dict[str, Any] = {"plans": [plan_document(made) for made in plans]}
+    emit(options, document, "\n\n".join(plan_text(made) for made in plans))
+    codes = {"auto-approved": 0, "blocked": 3, "needs-approval": 4}
+    raise typer.Exit(max(codes[made.judgement.outcome] for made in plans))
+
+
+@app.command()
+def show(
+    context: typer.Context,
+    plan_id: PlanArgument,
+    model: ModelOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A plan in words: the edit, the limits, and what would be disturbed."""
+    from guardedit.cli.words import plan_document, plan_text
+
+    options = from_context(context, model, home, as_json)
+    guard = options.guard()
+    made = guard.read_plan(plan_id)
+    emit(options, {**plan_document(made), "state": guard.state(plan_id)}, plan_text(made))
+
+
+@app.command("try")
+def try_plan(
+    context: typer.Context,
+    plan_id: PlanArgument,
+    prompt: Annotated[str, typer.Argument(help="A prompt to continue, before and after the edit.")],
+    tokens: Annotated[int, typer.Option("--tokens", help="How many tokens to write.")] = 20,
+    model: ModelOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Continue a prompt with the live model and as the plan would have it; nothing is written."""
+    from guardedit.pipeline.trying import before_and_after
+
+    options = from_context(context, model, home, as_json)
+    guard = options.guard()
+    with working(guard):
+        before, after = before_and_after(guard, plan_id, prompt, tokens)
+    document = {"plan_id": plan_id, "prompt": prompt, "before": before, "after": after}
+    emit(options, document, f"before: {prompt}{before}\nafter:  {prompt}{after}")
+
+
+@app.command()
+def approve(
+    context: typer.Context,
+    plan_id: PlanArgument,
+    reason: ReasonOption,
+    model: ModelOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Approve a plan that waits for a person, or a held edit; bound to the plan's digest."""
+    options = from_context(context, model, home, as_json)
+    _decided(options, options.guard().approve(plan_id, reason).model_dump())
+
+
+@app.command()
+def reject(
+    context: typer.Context,
+    plan_id: PlanArgument,
+    reason: ReasonOption,
+    model: ModelOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Reject a plan or a held edit."""
+    options = from_context(context, model, home, as_json)
+    _decided(options, options.guard().reject(plan_id, reason).model_dump())
+
+
+def _decided(options: Options, word: dict[str, Any]) -> None:
+    emit(options, word, f"{word['outcome']} by {word['approver']}: {word['reason']} (plan {word['plan_digest']})")
+
+
+@app.command()
+def apply(
+    context: typer.Context,
+    plan_id: PlanArgument,
+    thorough: Annotated[bool, typer.Option("--thorough", help="Monitor on 60k control tokens instead of 8k.")] = False,
+    reports: Annotated[Path | None, typer.Option("--reports", help="Folder for the audit report.")] = None,
+    model: ModelOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Stage the plan, monitor the staged copy, then commit it or drop it."""
+    options = from_context(context, model, home, as_json, thorough=thorough or None, reports=reports)
+    guard = options.guard()
+    with working(guard):
+        audit = guard.apply(plan_id)
+    _finish(options, guard, plan_id, audit.outcome)
+
+
+@app.command()
+def rollback(
+    context: typer.Context,
+    edit_id: Annotated[str, typer.Argument(help="A committed or held edit.")],
+    reason: ReasonOption = "asked for",
+    reports: Annotated[Path | None, typer.Option("--reports", help="Folder for the audit report.")] = None,
+    model: ModelOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take an edit back, bit for bit."""
+    options = from_context(context, model, home, as_json, reports=reports)
+    guard = options.guard()
+    with working(guard):
+        guard.rollback(edit_id, reason)
+    _finish(options, guard, edit_id, None)
+
+
+def _finish(options: Options, guard: Any, edit_id: str, outcome: str | None) -> None:
+    """Publish the report, print what became of the edit, and end with its exit code."""
+    from guardedit.cli.words import edit_document, edit_text
+
+    with working(guard):
+        published = guard.report(edit_id)
+    emit(options, edit_document(published), edit_text(published))
+    raise typer.Exit({"rolled-back": 5, "held": 9}.get(outcome or "", 0))
+
+
+@app.command()
+def report(
+    context: typer.Context,
+    edit_id: Annotated[str, typer.Argument(help="An edit or plan.")],
+    reports: Annotated[Path | None, typer.Option("--reports", help="Folder for the audit report.")] = None,
+    model: ModelOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write an edit's report again: json, markdown, html."""
+    options = from_context(context, model, home, as_json, reports=reports)
+    _finish(options, options.guard(), edit_id, None)

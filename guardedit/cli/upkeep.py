@@ -1,0 +1,140 @@
+"""Commands on the record: status, log, verify, recover, doctor, sync, export, serve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from guardedit.cli.common import HomeOption, JsonOption, ModelOption, app, emit, from_context
+
+
+@app.command()
+def status(
+    context: typer.Context, model: ModelOption = None, home: HomeOption = None, as_json: JsonOption = False
+) -> None:
+    """What is live, and where every plan stands."""
+    options = from_context(context, model, home, as_json)
+    found = options.guard().status()
+    lines = [f"{found['model']}  {found['digest'] or 'nothing planned yet'}  ({found['version'] or 'base'})"]
+    lines += [f"  {p['plan_id']:40} {p['state']:15} {p['editor']:10} {p['edit']}" for p in found["plans"]]
+    emit(options, found, "\n".join(lines))
+
+
+@app.command()
+def log(
+    context: typer.Context,
+    edit_id: Annotated[str | None, typer.Argument(help="Only this edit.")] = None,
+    model: ModelOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The ledger, oldest first; the whole chain is checked before it is shown."""
+    options = from_context(context, model, home, as_json)
+    entries = options.guard().ledger.entries(edit_id=edit_id)
+    document = {"entries": [vars(entry) for entry in entries]}
+    lines = [f"{e.seq:5} {e.at[:19]} {e.kind:12} {e.body.get('edit_id', '')}  {e.digest[7:19]}" for e in entries]
+    emit(options, document, "\n".join(lines) or "the ledger is empty")
+
+
+@app.command()
+def verify(
+    context: typer.Context, model: ModelOption = None, home: HomeOption = None, as_json: JsonOption = False
+) -> None:
+    """Recompute every digest from bytes: ledger, versions, plans, deltas, the base model and its kit."""
+    options = from_context(context, model, home, as_json)
+    found = options.guard().verify()
+    emit(options, found, "\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in found.items()))
+
+
+@app.command()
+def recover(
+    context: typer.Context, model: ModelOption = None, home: HomeOption = None, as_json: JsonOption = False
+) -> None:
+    """Finish or drop what a crash left."""
+    options = from_context(context, model, home, as_json)
+    found = options.guard().recover()
+    lines = [f"{name}: {', '.join(values)}" for name, values in found.items() if values]
+    emit(options, found, "\n".join(lines) or "nothing was left over")
+
+
+@app.command()
+def sync(
+    context: typer.Context, model: ModelOption = None, home: HomeOption = None, as_json: JsonOption = False
+) -> None:
+    """Bring MLflow to what the ledger says."""
+    from guardedit.errors import GuardeditError, TrackingError
+
+    options = from_context(context, model, home, as_json)
+    try:
+        found = options.guard().sync()
+    except TrackingError as error:
+        raise GuardeditError(f"MLflow was not reached: {error}. The ledger is complete; try again later") from error
+    emit(options, found, f"{len(found['runs'])} runs are up to date")
+
+
+@app.command()
+def export(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    model: ModelOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the live model as a plain Hugging Face folder."""
+    options = from_context(context, model, home, as_json)
+    guard = options.guard()
+    guard.export(folder)
+    emit(options, {"folder": str(folder), "digest": guard.store.digest()}, f"{folder}: {guard.store.digest()}")
+
+
+@app.command()
+def doctor(
+    context: typer.Context, model: ModelOption = None, home: HomeOption = None, as_json: JsonOption = False
+) -> None:
+    """What this installation has: versions, model, kit, SAEs, ledger."""
+    options = from_context(context, model, home, as_json)
+    found = _diagnosis(options.guard())
+    emit(options, found, "\n".join(f"{name:12} {value}" for name, value in found.items()))
+
+
+def _diagnosis(guard: Any) -> dict[str, Any]:
+    import torch
+
+    from guardedit.errors import GuardeditError
+    from guardedit.pipeline.workspace import versions
+
+    found: dict[str, Any] = {**versions(), "threads": torch.get_num_threads(), "gpu": torch.cuda.is_available()}
+    checks = {
+        "model": lambda: f"{guard.handle.name} {guard.handle.digest()}",
+        "kit": lambda: f"layer {guard.kit.layer}, {len(guard.kit.saes)} SAEs, policy {guard.kit.policy.name}",
+        "ledger": lambda: f"{getattr(guard.ledger.verify(), 'seq', 0)} entries, chain intact",
+    }
+    for name, look in checks.items():
+        try:
+            found[name] = look()
+        except GuardeditError as error:
+            found[name] = f"PROBLEM: {error}"
+    return found
+
+
+@app.command()
+def serve(
+    context: typer.Context,
+    port: Annotated[int, typer.Option("--port", help="Port on this machine.")] = 5000,
+    model: ModelOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Open MLflow on this home's records (loopback only)."""
+    import subprocess
+    import sys
+
+    from guardedit.pipeline.reporting import tracking_uri
+
+    options = from_context(context, model, home, as_json)
+    uri = tracking_uri(options.guard())
+    emit(options, {"tracking_uri": uri, "address": f"http://127.0.0.1:{port}"}, f"MLflow at http://127.0.0.1:{port}")
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    raise typer.Exit(subprocess.call([*command, "--host", "127.0.0.1", "--port", str(port)]))

@@ -1,0 +1,136 @@
+"""Plans and edits as JSON documents and as text for a terminal."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from guardedit.pipeline.reporting import Published
+from guardedit.records import Finding, Judgement, Plan, RiskReport, Score
+
+_MARKS = {"pass": "ok  ", "fail": "FAIL", "inconclusive": "?   "}
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u200b-\u200f]")
+
+
+def clean(text: str) -> str:
+    """Text from a request, with control, bidi and zero-width characters shown as code points."""
+    return _CONTROL.sub(lambda found: f"<U+{ord(found[0]):04X}>", text)
+
+
+def scores_document(scores: tuple[Score, ...], judgement: Judgement | None) -> dict[str, Any]:
+    """Score name -> value, limit, finding, and what else is known of it."""
+    findings = {finding.metric.split("/", 1)[1]: finding for finding in judgement.findings} if judgement else {}
+    return {score.name: _score(score, findings.get(score.name)) for score in scores}
+
+
+def _score(score: Score, finding: Finding | None) -> dict[str, Any]:
+    known = score.model_dump(exclude_none=True, exclude={"name"})
+    return {
+        **known,
+        "value": score.value,
+        "limit": finding.limit if finding else None,
+        "op": finding.op if finding else None,
+        "level": finding.level if finding else None,
+        "finding": finding.verdict if finding else None,
+        "waived_by": finding.waiver.author if finding and finding.waiver else None,
+    }
+
+
+def plan_document(plan: Plan) -> dict[str, Any]:
+    """A plan for programs."""
+    return {
+        "plan_id": plan.plan_id,
+        "edit_id": plan.plan_id,
+        "plan_digest": plan.digest,
+        "outcome": plan.judgement.outcome,
+        "reason": plan.judgement.reason,
+        "editor": plan.editor,
+        "requests": [request.model_dump(mode="json", exclude_none=True) for request in plan.requests],
+        "digest_before": plan.model_digest,
+        "scores": scores_document(plan.risk.scores, plan.judgement),
+        "delta": plan.delta.model_dump(mode="json"),
+        "seconds": plan.risk.seconds,
+    }
+
+
+def edit_document(published: Published) -> dict[str, Any]:
+    """An edit after it was applied, refused or undone, for programs."""
+    audit = published.audit
+    drift = audit.drift
+    return {
+        **plan_document(audit.plan),
+        "outcome": audit.outcome,
+        "target_probabilities": audit.target_probabilities,
+        "digest_before": audit.digest_before,
+        "digest_staged": audit.digest_staged,
+        "digest_after": audit.digest_after,
+        "postop": audit.postop.model_dump(mode="json") if audit.postop else None,
+        "drift_scores": scores_document(drift.scores, audit.postop) if drift else {},
+        "drift_latents": _latent_counts(published),
+        "report": str(published.files.html),
+        "mlflow_run_id": published.mlflow_run_id,
+        "mlflow_note": published.mlflow_problem,
+    }
+
+
+def _latent_counts(published: Published) -> dict[str, int]:
+    drift = published.audit.drift
+    counts = {"intended": 0, "spill": 0, "collateral": 0}
+    for latent in drift.latents if drift else ():
+        if latent.significant:
+            counts[latent.kind] += 1
+    return counts
+
+
+def plan_text(plan: Plan) -> str:
+    """A plan for people: what, verdict, findings, who else would notice."""
+    request = plan.requests[0]
+    lines = [
+        f"plan {plan.plan_id}   {plan.digest[:19]}…",
+        f"  {clean(request.filled)} ~ {clean(request.target_true or '?')} -> {clean(request.target_new)}   ({plan.editor})",
+        f"  {plan.judgement.outcome.upper()}: {clean(plan.judgement.reason)}",
+        *findings_lines(plan.judgement),
+        *disturbed_lines(plan.risk),
+    ]
+    return "\n".join(lines)
+
+
+def findings_lines(judgement: Judgement) -> list[str]:
+    """One line a finding, failures first."""
+    order = {"fail": 0, "inconclusive": 1, "pass": 2}
+    ranked = sorted(judgement.findings, key=lambda f: (order[f.verdict], f.level != "hard"))
+    return [
+        f"  {_MARKS[f.verdict]} {f.level:8} {clean(f.sentence)}{' (waived)' if f.waiver else ''}" for f in ranked
+    ]
+
+
+def disturbed_lines(risk: RiskReport, n: int = 3) -> list[str]:
+    """What would move most: concepts, tokens in context, and answers about the same subject."""
+    lines = []
+    if risk.latents:
+        top = ", ".join(f"{clean(leak.label)} ({leak.share:.0%})" for leak in risk.latents[:n])
+        lines.append(f"  concepts that the write picks up most: {top}")
+    for move in risk.tokens[:n]:
+        lines.append(f"  would move: …{clean(move.context)}…  ({move.domain}, {move.move:.2f} of its size)")
+    moved = sorted((p for p in risk.probes if p.before != p.after and p.scope != "target"), key=lambda p: -p.kl_nats)
+    for probe in moved[:n]:
+        lines.append(f"  would answer differently: {clean(probe.prompt)} {clean(probe.before)!r} -> {clean(probe.after)!r}")
+    return lines
+
+
+def edit_text(published: Published) -> str:
+    """An edit after it was applied, refused or undone, for people."""
+    audit = published.audit
+    p = audit.target_probabilities
+    lines = [f"edit {audit.edit_id}: {audit.outcome.upper()}"]
+    if "new_after" in p:
+        lines.append(
+            f"  P({clean(audit.plan.requests[0].target_new)}) {p['new_before']:.4f} -> {p['new_after']:.4f}, "
+            f"P({clean(audit.plan.requests[0].target_true or '?')}) {p['old_before']:.4f} -> {p['old_after']:.4f}"
+        )
+    if audit.postop:
+        lines += [f"  {clean(audit.postop.reason)}", *findings_lines(audit.postop)]
+    lines.append(f"  live model: {audit.digest_after}")
+    lines.append(f"  report: {published.files.html}")
+    lines.append(f"  MLflow: {published.mlflow_run_id or published.mlflow_problem}")
+    return "\n".join(lines)

@@ -1,0 +1,126 @@
+"""Fine-tuning of one layer's rewrite module: the baseline that every editing paper starts from.
+
+FT-M: cross-entropy on the target's tokens only, all of them, each at its own position. With `clamp` it is FT-L's
+constraint ‖ΔW‖∞ <= clamp on top (Zhu et al. 2020; the published FT-L also scores every target token at the
+prompt's last position, which is not repeated here). The result is a dense delta like any other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from guardedit.edits.deltas import Dense, EditDelta, WeightChange
+from guardedit.errors import SolveError
+from guardedit.models.handle import ModelHandle, preserved
+from guardedit.models.hooks import key_hook, mlp_hook, patch, record, resume
+from guardedit.models.statistics import SecondMoment
+from guardedit.records import EditRequest
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class FinetuneHparams:
+    """Settings of the descent."""
+
+    layer: int = 0
+    steps: int = 25
+    learning_rate: float = 5e-4
+    clamp: float | None = None
+    """Largest change of any entry; None leaves it free."""
+    stop_loss: float = 0.05
+    """Stop once the mean negative log-likelihood per target token, in nats, is below this."""
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Token rows with everything below the layer computed once."""
+
+    batch: dict[str, Tensor]
+    predicts: Tensor
+    target_ids: Tensor
+    resid_pre: Tensor
+
+
+def solve_finetune(
+    handle: ModelHandle,
+    requests: Sequence[EditRequest],
+    hparams: FinetuneHparams,
+    second_moments: Mapping[str, SecondMoment],
+    seed: int,
+    progress: Progress | None = None,
+) -> EditDelta:
+    """Fine-tune one layer on the requests' prompts; the model is left as it was. `second_moments` is not used.
+
+    Raises SolveError if the loss stops being a number.
+    """
+    with preserved(handle):
+        rows = _rows(handle, requests, hparams.layer)
+        matrix, losses = _descend(handle, rows, hparams, progress)
+    change = WeightChange(handle.rewrite_parameter(hparams.layer), hparams.layer, Dense(matrix))
+    diagnostics: dict[str, float | int | str | bool | None] = {
+        "steps": len(losses) - 1,
+        "loss_first_nats": losses[0],
+        "loss_last_nats": losses[-1],
+        "p_new_at_solution": math.exp(-losses[-1]),
+    }
+    return EditDelta((change,), "finetune", {**asdict(hparams), "seed": seed}, diagnostics)
+
+
+def _rows(handle: ModelHandle, requests: Sequence[EditRequest], layer: int) -> _Rows:
+    batch = handle.encode_pairs([r.filled for r in requests], [r.target_new for r in requests])
+    predicts = torch.zeros_like(batch["target_mask"])
+    predicts[:, :-1] = batch["target_mask"][:, 1:]
+    name = f"blocks.{layer}.hook_resid_pre"
+    with torch.no_grad(), record(handle, [name], stop=True) as seen:
+        handle.hidden(batch["input_ids"], batch["attention_mask"])
+    return _Rows(batch, predicts, batch["input_ids"][batch["target_mask"]], seen[name])
+
+
+def _loss(handle: ModelHandle, rows: _Rows, layer: int, matrix: Tensor) -> Tensor:
+    """Mean negative log-likelihood per target token, in nats, with ΔW = `matrix` (d_out, d_in)."""
+    keys: list[Tensor] = []
+
+    def keep(key: Tensor) -> Tensor:
+        keys[:] = [key]
+        return key
+
+    with (
+        resume(handle, layer, rows.resid_pre),
+        patch(handle, key_hook(layer), keep),
+        patch(handle, mlp_hook(layer), lambda output: output + keys[0] @ matrix.T),
+    ):
+        hidden = handle.hidden(rows.batch["input_ids"], rows.batch["attention_mask"])
+    logits = handle.logits_at(hidden, rows.predicts).float()
+    return torch.nn.functional.cross_entropy(logits, rows.target_ids)
+
+
+def _descend(
+    handle: ModelHandle, rows: _Rows, hparams: FinetuneHparams, progress: Progress | None
+) -> tuple[Float[Tensor, "d_out d_in"], list[float]]:
+    shape = handle.weight(hparams.layer).shape
+    matrix = torch.zeros(shape, device=handle.device, requires_grad=True)
+    adam = torch.optim.Adam([matrix], lr=hparams.learning_rate)
+    losses: list[float] = []
+    for step in range(hparams.steps + 1):
+        loss = _loss(handle, rows, hparams.layer, matrix)
+        losses.append(float(loss.detach()))
+        if not math.isfinite(losses[-1]):
+            raise SolveError(f"the loss at step {step} is {losses[-1]}; lower the learning rate or check the weights")
+        if progress is not None:
+            progress(f"fine-tuning: loss {losses[-1]:.2f} nats", step / hparams.steps)
+        if losses[-1] < hparams.stop_loss or step == hparams.steps:
+            break
+        adam.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        adam.step()
+        if hparams.clamp is not None:
+            with torch.no_grad():
+                matrix.clamp_(-hparams.clamp, hparams.clamp)
+    return matrix.detach(), losses

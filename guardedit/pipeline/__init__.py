@@ -1,0 +1,100 @@
+"""The only place that knows the order: plan, apply, monitor, commit, roll back.
+
+    workspace = guardedit.open("smollm2-135m", home=".guardedit")
+    plan = workspace.plan(request)                    # solved, measured, judged, on record; nothing is written
+    audit = workspace.apply(plan.plan_id)             # staged, monitored, then committed or dropped
+    workspace.rollback(plan.plan_id)                  # bit for bit
+    model = guardedit.load(".guardedit").model        # what is live
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from guardedit.audit.export import export
+from guardedit.config import Settings
+from guardedit.models.handle import ModelHandle
+from guardedit.pipeline import applying, planning, reporting, upkeep
+from guardedit.pipeline.workspace import Progress
+from guardedit.pipeline.workspace import Workspace as _Workspace
+from guardedit.records import AuditReport, Decision, EditRequest, Plan, Waiver
+
+__all__ = ["Guard", "load", "open"]
+
+
+class Guard(_Workspace):
+    """A guarded model with all its verbs."""
+
+    def plan(
+        self,
+        request: EditRequest | Mapping[str, Any],
+        editor: str = "rome",
+        waivers: Sequence[Waiver] = (),
+        hparams: Mapping[str, Any] | None = None,
+    ) -> Plan:
+        """Solve, measure and judge one request; see `planning.make_plan`."""
+        asked = request if isinstance(request, EditRequest) else EditRequest.model_validate(dict(request))
+        return planning.make_plan(self, asked, editor, waivers, hparams)
+
+    def approve(self, plan_id: str, reason: str, approver: str | None = None) -> Decision:
+        """A person's yes, bound to the plan's digest."""
+        return applying.decide_plan(self, plan_id, "approved", reason, approver)
+
+    def reject(self, plan_id: str, reason: str, approver: str | None = None) -> Decision:
+        """A person's no."""
+        return applying.decide_plan(self, plan_id, "rejected", reason, approver)
+
+    def apply(self, plan_id: str) -> AuditReport:
+        """Stage, monitor, then commit or drop; see `applying.apply_plan`."""
+        return applying.apply_plan(self, plan_id)
+
+    def rollback(self, edit_id: str, reason: str = "asked for") -> AuditReport:
+        """Undo a committed edit bit for bit; see `applying.undo`."""
+        return applying.undo(self, edit_id, reason)
+
+    def report(self, edit_id: str) -> reporting.Published:
+        """Write the edit's report and its MLflow run."""
+        return reporting.publish(self, edit_id)
+
+    def sync(self) -> dict[str, Any]:
+        """Bring MLflow to what the ledger says."""
+        return reporting.sync(self)
+
+    def verify(self) -> dict[str, Any]:
+        """Recompute every digest from bytes; see `upkeep.verify`."""
+        return upkeep.verify(self)
+
+    def recover(self) -> dict[str, Any]:
+        """Finish or drop what a crash left; see `upkeep.recover`."""
+        return upkeep.recover(self)
+
+    def status(self) -> dict[str, Any]:
+        """What is live and where every plan stands; reads no model."""
+        return upkeep.status(self)
+
+    def export(self, folder: Path) -> Path:
+        """The live model as a plain Hugging Face folder."""
+        export(self.store, folder)
+        return folder
+
+
+def open(  # noqa: A001
+    model: str = "smollm2-135m",
+    home: str | Path = ".guardedit",
+    *,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Guard:
+    """A workspace for `model` (a known name, a folder or a hub id) under `home`; nothing is read or made yet."""
+    return Guard(Settings(model=model, home=Path(home), **settings), progress)
+
+
+def load(home: str | Path = ".guardedit") -> ModelHandle:
+    """The live model of a home: base plus committed edits, every digest compared.
+
+    Raises NotFoundError where the home guards no model, IntegrityError where bytes were changed.
+    """
+    guard = Guard(Settings(home=Path(home)))
+    return upkeep.load_live(guard)

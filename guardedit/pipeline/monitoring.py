@@ -1,0 +1,96 @@
+"""The staged copy against the previous version, and against the lineage's base: many small edits must not add up unseen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from guardedit.drift.measure import drift_cache, measure_drift
+from guardedit.drift.probes import FAR_TOKENS, FAR_TOKENS_THOROUGH, ProbeSet, build_probes
+from guardedit.drift.sides import BaseSide, base_side
+from guardedit.edits.deltas import restore
+from guardedit.models.handle import ModelHandle
+from guardedit.pipeline.workspace import Workspace
+from guardedit.records import DriftReport, Plan
+from guardedit.risk.neighbours import ProbeSizes, generated_probes
+
+MONITOR_SIZES = ProbeSizes(subject=96, near=120, entailed=8, target=6)
+"""Prompts per scope; subject and near together are the bystanders closest to the edit."""
+
+
+def monitor(workspace: Workspace, plan: Plan) -> tuple[DriftReport, DriftReport | None]:
+    """Measure the staged copy: against the live version, and against the base where that is another version."""
+    layers = _lineage_layers(workspace, plan)
+    probes = probes_of(workspace, plan)
+    previous = reference_side(workspace, probes, min(layers))
+    with workspace.staged(plan.plan_id) as handle:
+        drift = _measure(workspace, handle, previous, probes, "previous")
+    del previous
+    if not workspace.store.live_overrides():
+        return drift, None
+    with at_base(workspace):
+        base = reference_side(workspace, probes, min(layers))
+    with workspace.staged(plan.plan_id) as handle:
+        return drift, _measure(workspace, handle, base, probes, "base")
+
+
+def probes_of(workspace: Workspace, plan: Plan) -> ProbeSet:
+    """What both sides read: control text, and prompts around each request of the plan."""
+    handle, seed = workspace.handle, workspace.settings.seed
+    workspace.progress("collecting probes", 0.1)
+    prompts = [generated_probes(handle, request, MONITOR_SIZES, seed) for request in plan.requests]
+    far_tokens = FAR_TOKENS_THOROUGH if workspace.settings.thorough else FAR_TOKENS
+    return build_probes(handle, plan.requests, prompts, far_tokens=far_tokens, seed=seed)
+
+
+def reference_side(workspace: Workspace, probes: ProbeSet, layer: int) -> BaseSide:
+    """The loaded version's side, its control text from the cache where it was read before."""
+    hooks = tuple(workspace.kit.monitors)
+    return base_side(workspace.handle, probes, layer, hooks, cache=drift_cache(), progress=workspace.progress)
+
+
+def _measure(
+    workspace: Workspace, handle: ModelHandle, side: BaseSide, probes: ProbeSet, reference: str
+) -> DriftReport:
+    kit = workspace.kit
+    return measure_drift(
+        handle,
+        side,
+        probes,
+        kit.monitors,
+        reference="previous" if reference == "previous" else "base",
+        bank=kit.drift_bank,
+        bank_model_digest=workspace.store.base().digest,
+        seed=workspace.settings.seed,
+        progress=workspace.progress,
+    )
+
+
+def _lineage_layers(workspace: Workspace, plan: Plan) -> tuple[int, ...]:
+    """Layers of this plan and of every edit that is live: below the lowest of them nothing differs from the base."""
+    changed = set(workspace.store.live_overrides()) | {change.parameter for change in plan.delta.changes}
+    named = {workspace.handle.rewrite_parameter(layer): layer for layer in range(workspace.handle.n_layers)}
+    return tuple(sorted(named[parameter] for parameter in changed))
+
+
+@contextmanager
+def at_base(workspace: Workspace) -> Iterator[ModelHandle]:
+    """The loaded model as the lineage's first version; the live bytes are back afterwards."""
+    handle = workspace.handle
+    changed = workspace.store.live_overrides()
+    saved = {name: handle.model.get_parameter(name).detach().clone() for name in changed}
+    restore(handle, {name: workspace.tensor(name, "base") for name in changed})
+    try:
+        yield handle
+    finally:
+        restore(handle, saved)
+
+
+def target_probabilities(handle: ModelHandle, plan: Plan, when: str) -> dict[str, float]:
+    """P(old target) and P(new target) after the first request's prompt, as probabilities of the whole answer."""
+    request = plan.requests[0]
+    named = {"new": request.target_new, "old": request.target_true}
+    known = {name: target for name, target in named.items() if target}
+    scored = handle.token_logprobs([request.filled] * len(known), list(known.values()))
+    return {f"{name}_{when}": math.exp(float(lp.sum())) for name, lp in zip(known, scored, strict=True)}

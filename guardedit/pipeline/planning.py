@@ -1,0 +1,212 @@
+"""From a request to a plan: complete it, screen it from its key, solve it, measure what it would do, judge, put on record.
+
+Nothing here writes a weight. A plan that the policy stops is kept all the same: what was refused is part of the record.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from guardedit.audit.files import make_folder, write_atomic
+from guardedit.drift.probes import top_answer
+from guardedit.editors import EDITORS
+from guardedit.edits.deltas import EditDelta, encode, record_of
+from guardedit.errors import BadRequestError
+from guardedit.gate.approvals import check_waivers, decide
+from guardedit.gate.policy import judge
+from guardedit.gate.reference import with_percentiles
+from guardedit.models.handle import ModelHandle
+from guardedit.models.hooks import key_hook
+from guardedit.pipeline.workspace import Workspace, versions
+from guardedit.records import (
+    DeltaRecord,
+    EditRequest,
+    Judgement,
+    Plan,
+    RiskReport,
+    Waiver,
+    canonical,
+    digest_of_bytes,
+)
+from guardedit.risk.measure import RiskContext, measure
+
+_EVENTS = {"auto-approved": "pass", "needs-approval": "ask", "blocked": "block"}
+
+
+def make_plan(
+    workspace: Workspace,
+    request: EditRequest,
+    editor: str = "rome",
+    waivers: Sequence[Waiver] = (),
+    hparams: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Solve, measure and judge one request on the live model, and put the plan on record.
+
+    Raises BadRequestError, MissingStatisticsError, SolveError; then neither model nor ledger has changed.
+    """
+    kit, handle, seed = workspace.kit, workspace.handle, workspace.settings.seed
+    settings = kit.settings(editor, hparams)
+    check_waivers(waivers, kit.policy, workspace.now())
+    completed = complete(handle, request)
+    workspace.progress(f"solving with {editor}", 0.2)
+    delta = EDITORS[editor].solve(handle, [completed], settings, kit.second_moments, seed, workspace.progress)
+    workspace.progress("measuring what else would change", 0.7)
+    risk = _risk(workspace, completed, delta)
+    judgement = judge(risk.scores, kit.policy, waivers, "preop", workspace.now())
+    record = record_of(handle, delta, model_digest=handle.digest(), statistics_digests=_statistics(workspace))
+    return _seal(workspace, completed, delta, record, risk, judgement, tuple(waivers))
+
+
+def complete(handle: ModelHandle, request: EditRequest) -> EditRequest:
+    """The request with what the model says today as `target_true`, where it names none.
+
+    Raises BadRequestError where the model says the new target already.
+    """
+    if request.target_true is not None:
+        return request
+    answer = top_answer(handle, request.filled)
+    if request.target_new.strip().startswith(answer):
+        raise BadRequestError(
+            f"the model already answers {answer!r} to {request.filled!r}; name target_true if you mean to strengthen it"
+        )
+    return request.model_copy(update={"target_true": answer})
+
+
+def _risk(workspace: Workspace, request: EditRequest, delta: EditDelta) -> RiskReport:
+    report = measure(risk_context(workspace), [request], delta)
+    return report.model_copy(update={"scores": with_percentiles(report.scores, workspace.kit.preop_bank)})
+
+
+def risk_context(workspace: Workspace) -> RiskContext:
+    """What the risk room measures with: second moment, SAEs and banks of the kit's layer."""
+    kit = workspace.kit
+    return RiskContext.build(
+        workspace.handle,
+        kit.layer,
+        kit.second_moments[key_hook(kit.layer)],
+        key_sae=kit.key_sae,
+        mlp_sae=kit.monitors.get(f"blocks.{kit.layer}.hook_mlp_out"),
+        seed=workspace.settings.seed,
+    )
+
+
+def _statistics(workspace: Workspace) -> dict[str, str]:
+    kit = workspace.kit
+    return {name: digest for name, digest in kit.digests.items() if name.startswith(("second_moments/", "sae/"))}
+
+
+def _seal(
+    workspace: Workspace,
+    request: EditRequest,
+    delta: EditDelta,
+    record: DeltaRecord,
+    risk: RiskReport,
+    judgement: Judgement,
+    waivers: tuple[Waiver, ...],
+) -> Plan:
+    """Write plan and delta, then the ledger's entry: what is not in the ledger was never planned."""
+    store, handle = workspace.store, workspace.handle
+    with store.lock():
+        if not store.exists:
+            store.import_base(handle.manifest(), handle.folder, handle.name)
+        plan = Plan(
+            plan_id=_plan_id(workspace, request),
+            created=workspace.now().isoformat(),
+            author=workspace.user,
+            requests=(request,),
+            editor=record.editor,
+            model_name=handle.name,
+            model_digest=record.model_digest,
+            base_digest=store.base().digest,
+            delta=record,
+            risk=risk,
+            judgement=judgement,
+            waivers=waivers,
+            policy_digest=judgement.policy_digest,
+            seed=workspace.settings.seed,
+            versions=versions(),
+        )
+        _store(workspace.plan_folder(plan.plan_id), plan, delta)
+        workspace.ledger.append("planned", _entry(plan))
+    if judgement.outcome == "auto-approved":
+        decision = decide(plan.digest, "auto-approved", "policy", judgement.reason, workspace.now())
+        workspace.ledger.append(
+            "decided", {"plan_id": plan.plan_id, "edit_id": plan.plan_id, "decision": decision.model_dump(mode="json")}
+        )
+    return plan
+
+
+def _store(folder: Path, plan: Plan, delta: EditDelta) -> None:
+    make_folder(folder)
+    write_atomic(folder / "delta.safetensors", encode(delta))
+    write_atomic(folder / "plan.json", canonical(plan))
+
+
+def _entry(plan: Plan) -> dict[str, Any]:
+    return {
+        "event": _EVENTS[plan.judgement.outcome],
+        "plan_id": plan.plan_id,
+        "edit_id": plan.plan_id,
+        "plan_digest": digest_of_bytes(canonical(plan)),
+        "delta_digest": plan.delta.file_digest,
+        "model_digest": plan.model_digest,
+        "policy_digest": plan.policy_digest,
+        "editor": plan.editor,
+        "author": plan.author,
+        "outcome": plan.judgement.outcome,
+        "reason": plan.judgement.reason,
+        "requests": [request.model_dump(mode="json") for request in plan.requests],
+        "scores": {score.name: score.value for score in plan.risk.scores},
+        "waivers": [waiver.model_dump(mode="json") for waiver in plan.waivers],
+    }
+
+
+def _plan_id(workspace: Workspace, request: EditRequest) -> str:
+    """A short name that says what it is about, with a running number."""
+    number = len(workspace.ledger.entries("planned")) + 1
+    plain = unicodedata.normalize("NFKD", f"{request.subject} {request.target_new}").encode("ascii", "ignore").decode()
+    slug = re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")[:40].strip("-") or "edit"
+    return f"{number:04d}-{slug}"
+
+
+def read_requests(path: Path) -> tuple[EditRequest, ...]:
+    """Requests of a YAML or JSON file: one mapping, or a list of them.
+
+    Raises BadRequestError naming the file, the entry and the key.
+    """
+    import yaml
+
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadRequestError(f"{path} cannot be read: {error}") from error
+    entries = raw if isinstance(raw, list) else [raw]
+    if not entries:
+        raise BadRequestError(f"{path} holds no request")
+    return tuple(_request(entry, f"{path}, request {number}") for number, entry in enumerate(entries, start=1))
+
+
+def _request(entry: Any, where: str) -> EditRequest:
+    from pydantic import ValidationError
+
+    if not isinstance(entry, dict):
+        raise BadRequestError(f"{where} is {type(entry).__name__}; a request is a mapping of {_keys()}")
+    unknown = sorted(str(key) for key in entry if key not in EditRequest.model_fields)
+    if unknown:
+        raise BadRequestError(f"{where}: unknown key {unknown[0]!r}; allowed are {_keys()}")
+    try:
+        return EditRequest.model_validate(entry)
+    except BadRequestError as error:
+        raise BadRequestError(f"{where}: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise BadRequestError(f"{where}: {place}: {first['msg']}, got {first.get('input')!r}"[:400]) from error
+
+
+def _keys() -> str:
+    return ", ".join(EditRequest.model_fields)

@@ -1,0 +1,70 @@
+"""The record as people read it: report files and the MLflow view. Neither can stop an edit or lose one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from guardedit.audit.report import RenderedReport, render
+from guardedit.audit.tracking import Tracker
+from guardedit.errors import TrackingError
+from guardedit.pipeline.applying import read_report_facts
+from guardedit.pipeline.workspace import Workspace
+from guardedit.records import AuditReport
+
+
+@dataclass(frozen=True)
+class Published:
+    """An audit record, its files, and its MLflow run where there is one."""
+
+    audit: AuditReport
+    files: RenderedReport
+    mlflow_run_id: str | None
+    mlflow_problem: str | None
+
+
+def tracking_uri(workspace: Workspace) -> str:
+    """Where MLflow's records go: the setting, or a SQLite file under the home."""
+    return workspace.settings.tracking_uri or f"sqlite:///{(workspace.home / 'mlflow.db').absolute()}"
+
+
+def tracker(workspace: Workspace) -> Tracker:
+    """The MLflow adapter of this home."""
+    return Tracker(tracking_uri(workspace), (workspace.home / "mlflow-artifacts").absolute())
+
+
+def publish(workspace: Workspace, edit_id: str) -> Published:
+    """Write report.json, .md and .html and log the edit's MLflow run; MLflow being away is recorded and no more."""
+    plan = workspace.read_plan(edit_id)
+    audit = read_report_facts(workspace, plan)
+    folder = report_folder(workspace, edit_id)
+    files = render(audit, folder)
+    try:
+        run_id = tracker(workspace).log_audit(audit, folder)
+    except TrackingError as error:
+        workspace.ledger.append("untracked", {"plan_id": edit_id, "edit_id": edit_id, "reason": str(error)})
+        noted = audit.model_copy(update={"mlflow_note": f"MLflow was not reached: {error}. `guardedit sync` catches up."})
+        return Published(noted, render(noted, folder), None, str(error))
+    named = audit.model_copy(update={"mlflow_run_id": run_id})
+    return Published(named, files, run_id, None)
+
+
+def report_folder(workspace: Workspace, edit_id: str) -> Path:
+    """Where an edit's report lies."""
+    return workspace.settings.reports / edit_id
+
+
+def sync(workspace: Workspace) -> dict[str, Any]:
+    """Bring MLflow to what the ledger says; raises TrackingError where it cannot be reached."""
+    ids = [entry.body["plan_id"] for entry in workspace.ledger.entries("planned")]
+    audits = {plan_id: read_report_facts(workspace, workspace.read_plan(plan_id)) for plan_id in ids}
+    for plan_id, audit in audits.items():
+        if not (report_folder(workspace, plan_id) / "report.html").is_file():
+            render(audit, report_folder(workspace, plan_id))
+    logged = {
+        plan_id: tracker(workspace).log_audit(audit, report_folder(workspace, plan_id))
+        for plan_id, audit in audits.items()
+    }
+    head = workspace.ledger.head()
+    return {"runs": logged, "ledger_head": head.digest if head else None}
