@@ -12,7 +12,7 @@ ROWS = 25
 
 _ORDER = {"fail": 0, "inconclusive": 1, "pass": 2}
 _LEVELS = {
-    "preop": "Hard: stops the edit, nobody can lift it. Soft: a person decides, or has waived it. Advisory: only noted.",
+    "preop": "Hard: stops the edit, nobody can lift it. Soft: a person decides or waives it. Advisory: only noted.",
     "postop": "A broken hard or soft limit rolls the edit back. Advisory: only noted.",
 }
 
@@ -238,7 +238,7 @@ def limits_table(audit: AuditReport, caption: str, findings: tuple[Finding, ...]
     ranked = sorted(findings, key=lambda f: _ORDER[f.verdict])
     rows = tuple(
         (
-            _verdict(f),
+            verdict_of(f),
             visible(f.sentence),
             observed(audit, f),
             allowed(audit, f),
@@ -256,7 +256,8 @@ def limits_table(audit: AuditReport, caption: str, findings: tuple[Finding, ...]
     )
 
 
-def _verdict(finding: Finding) -> Sign:
+def verdict_of(finding: Finding) -> Sign:
+    """Kept, broken, waived or unknown."""
     sign = VERDICTS[finding.verdict]
     if finding.verdict == "pass":
         return sign

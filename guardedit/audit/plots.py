@@ -84,7 +84,7 @@ def draw(picture: Picture, theme: Theme = "page") -> str:
     return _finish(out.getvalue(), picture, theme)
 
 
-def _settings(default: Any) -> dict[str, Any]:
+def _settings(default: Any) -> Any:
     """Ours over matplotlib's own defaults, so that a user's style file cannot change a report."""
     skip = {
         "backend",

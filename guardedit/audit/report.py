@@ -88,11 +88,9 @@ def record_json(audit: AuditReport) -> bytes:
 
 def markdown(sheet: Sheet, digest: str) -> str:
     """The report as Markdown: one row a line."""
-    return (
-        _environment(html=False)
-        .get_template("report.md.j2")
-        .render(sheet=sheet, digest=digest, glossary=GLOSSARY)
-    )
+    template = _environment(html=False).get_template("report.md.j2")
+    text: str = template.render(sheet=sheet, digest=digest, glossary=GLOSSARY)
+    return text
 
 
 def html(sheet: Sheet, digest: str) -> str:
@@ -104,7 +102,8 @@ def html(sheet: Sheet, digest: str) -> str:
     # `draw` returns well-formed SVG that it serialised itself, with all text escaped.
     pictures = {p.name: Markup(draw(p)) for p in sheet.pictures}
     template = _environment(html=True).get_template("report.html.j2")
-    return template.render(sheet=sheet, digest=digest, pictures=pictures, glossary=GLOSSARY)
+    text: str = template.render(sheet=sheet, digest=digest, pictures=pictures, glossary=GLOSSARY)
+    return text
 
 
 def index_entry(audit: AuditReport, href: str) -> IndexEntry:
@@ -149,8 +148,8 @@ def _environment(*, html: bool) -> Environment:
     )
     made.filters.update(
         {
-            "md": _markdown_text,
-            "cell": _markdown_cell,
+            "md": markdown_text,
+            "cell": markdown_cell,
             "when": when,
             "kind": _kind,
             "safe_href": _safe_href,
@@ -165,21 +164,22 @@ def _kind(cell: Cell) -> str:
     return type(cell).__name__
 
 
-def _markdown_text(text: Any) -> str:
+def markdown_text(text: Any) -> str:
     """Text that Markdown and HTML leave as it is, on one line."""
     return _MARKDOWN.sub(r"\\\1", " ".join(str(text).splitlines())) if text else ""
 
 
-def _markdown_cell(cell: Cell) -> str:
+def markdown_cell(cell: Cell) -> str:
+    """A table's cell as Markdown."""
     if isinstance(cell, Sign):
-        return f"{cell.icon} {_markdown_text(cell.word)}"
+        return f"{cell.icon} {markdown_text(cell.word)}"
     if isinstance(cell, Bar):
-        return _markdown_text(cell.text)
+        return markdown_text(cell.text)
     if isinstance(cell, Code):
         return "`" + cell.text.replace("`", "'").replace("|", "¦") + "`"
     if isinstance(cell, Quote):
-        return f"{_markdown_text(cell.before)}**{_markdown_text(cell.marked)}**"
-    return _markdown_text(cell)
+        return f"{markdown_text(cell.before)}**{markdown_text(cell.marked)}**"
+    return markdown_text(cell)
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -68,7 +68,7 @@ def _binding(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
 
 def unit_of(audit: AuditReport, finding: Finding) -> str:
     """The unit of the score behind a finding, or "" where no score is found."""
-    name = finding.metric.split("/", 1)[-1]
+    name = finding.metric.split("/", 1)[-1].removeprefix("lineage_")
     reports: list[tuple[Score, ...]] = [audit.plan.risk.scores]
     if finding.stage == "postop":
         reports = [r.scores for r in (audit.drift, audit.drift_base) if r] + reports
@@ -97,7 +97,7 @@ def _headline(audit: AuditReport) -> str:
         "committed": "The edit is live. It kept the limits before it was written and again on a monitored copy.",
         "auto-approved": "The plan keeps every limit and may be applied. Nothing has been written yet.",
         "needs-approval": "A person has to decide. Nothing is written before that.",
-        "held": "The monitor could not tell whether the edit did harm. The live model stays as it is until a person decides.",
+        "held": "The monitor could not tell whether the edit did harm. Nothing goes live until a person decides.",
         "blocked": "The policy stopped this edit before anything was written. The model is unchanged.",
         "rolled-back": "The edit did harm on a staged copy, which was thrown away. It never went live.",
         "rejected": "A person turned the edit down. Nothing was written.",

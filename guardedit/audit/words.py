@@ -241,6 +241,8 @@ def score_title(name: str) -> str:
     """What a score says, in a few words; an unknown name with its underscores as spaces."""
     if name in _SCORES:
         return _SCORES[name]
+    if name.startswith("lineage_"):
+        return f"All edits so far: {score_title(name.removeprefix('lineage_'))}"
     for prefix, words in _FAMILIES:
         if name.startswith(prefix):
             return words + visible(name.removeprefix(prefix))
