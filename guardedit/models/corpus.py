@@ -151,7 +151,7 @@ def _continue(
     """Ancestral sampling with a key-value cache, EOS repeated once a row has ended: (batch, seq + new)."""
     model, eos = handle.model, handle.tokenizer.eos_token_id
     cache, new, ended = None, ids, torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-    out = [torch.where(mask.bool(), ids, tokens.pad_id(handle))]
+    out = [ids]
     for _ in range(length):
         positions = tokens.position_ids(mask)[:, -new.shape[1] :]
         step = model(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -179,7 +180,8 @@ def preserved(handle: ModelHandle) -> Iterator[None]:
     model = handle.model
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    python_state, devices = random.getstate(), list(range(torch.cuda.device_count()))
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices=devices):
         try:
             model.eval()
@@ -192,3 +194,4 @@ def preserved(handle: ModelHandle) -> Iterator[None]:
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
             random.setstate(python_state)
+            np.random.set_state(numpy_state)

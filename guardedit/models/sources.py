@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,20 +102,12 @@ def _snapshot(repo_id: str) -> Path:
 
 def _load_folder(folder: Path, name: str) -> ModelHandle:
     """Load an ordinary Hugging Face folder and refuse what cannot be worked with."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from safetensors import SafetensorError
 
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype="auto",
-            attn_implementation="sdpa",
-            trust_remote_code=False,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError) as error:
+        with _no_progress_bars():
+            model, tokenizer, info = _read_folder(folder)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BadModelError(f"{name} cannot be loaded: {error}") from error
     if not tokenizer.is_fast:
         raise BadModelError(
@@ -122,7 +116,38 @@ def _load_folder(folder: Path, name: str) -> ModelHandle:
     _check_complete(info, name)
     handle = ModelHandle(model.eval(), tokenizer, detect(model), name, folder)
     _check_finite(handle)
+    _own_memory(handle)
     return handle
+
+
+def _read_folder(folder: Path) -> tuple[Any, Any, dict[str, Any]]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype="auto",
+        attn_implementation="sdpa",
+        trust_remote_code=False,
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    return model, tokenizer, info
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keep transformers' bars off the terminal: what is shown there is the command line's to decide."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _check_complete(info: dict[str, Any], name: str) -> None:
@@ -143,6 +168,17 @@ def _check_finite(handle: ModelHandle) -> None:
             raise BadModelError(
                 f"{handle.name}: parameter {parameter_name} holds NaN or infinity; load an intact copy"
             )
+
+
+def _own_memory(handle: ModelHandle) -> None:
+    """Move the weights out of the mapped file into memory that the allocator aligns.
+
+    A matrix times a single row rounds differently at another alignment (mod 16 bytes), and a file's alignment
+    follows from the length of its header: two files with the same weights would not compute the same bits.
+    It also cuts the tie to the file, which may be replaced while the model is in use.
+    """
+    for parameter in handle.model.parameters():
+        parameter.data = parameter.detach().clone()
 
 
 def _check_digest(handle: ModelHandle, wheel: WheelSource) -> None:
@@ -185,7 +221,8 @@ def _convert(gguf: Path, target: Path) -> None:
     """Dequantise beside `target` and rename into place, so that a killed run leaves no half folder."""
     part = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{target.name}."))
     try:
-        _save_dequantised(gguf, part)
+        with _no_progress_bars():
+            _save_dequantised(gguf, part)
         _sync_tree(part)
         os.replace(part, target)
         sync(target.parent)

@@ -94,7 +94,8 @@ class _Sums:
             self.norm_limit = OUTLIER * float(norms.median())
         inlier = norms <= (self.norm_limit or 0.0)
         kept = candidates[inlier]
-        self.outer.addmm_(kept.T, kept)
+        # Not addmm_: its rounding depends on where in memory the sum lies, so a resumed run would differ.
+        self.outer += kept.T @ kept
         self.norm += float(norms[inlier].sum())
         self.n_tokens += len(kept)
         self.n_excluded += int(real.sum()) - len(kept)
