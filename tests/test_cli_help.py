@@ -79,3 +79,21 @@ def test_every_command_has_help_and_stands_in_the_readme() -> None:
             continue
         assert command.help or command.short_help, f"{name} has no help"
         assert re.search(rf"`{re.escape(name)}[ `]", table), f"{name} is not in the README's table"
+
+
+@with_cli
+def test_every_command_in_the_readmes_table_exists() -> None:
+    import typer
+
+    from guardedit.cli import app
+
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = page.split("| command |")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE)
+    shown = [name.split() for row in rows for name in re.findall(r"`([a-z]+(?: [a-z]+)*)[^`]*`", row)]
+    assert len(shown) > 10
+    root = getattr(typer.main.get_command(app), "commands", {})
+    for first, *rest in shown:
+        assert first in root, f"the README shows {first}"
+        if rest:
+            assert rest[0] in getattr(root[first], "commands", {}), f"the README shows {first} {rest[0]}"
