@@ -53,7 +53,9 @@ def test_making_a_store_and_asking_an_empty_one_writes_nothing(tmp_path: Path) -
 def test_staging_leaves_every_live_byte_alone(tiny: Tiny) -> None:
     before = _tree(tiny.home / "model"), _tree(tiny.folder)
     staged = tiny.store.stage("e1", {A: random_bytes(1)})
-    after = {name: data for name, data in _tree(tiny.home / "model").items() if not name.startswith("staged/")}
+    after = {
+        name: data for name, data in _tree(tiny.home / "model").items() if not name.startswith("staged/")
+    }
     assert (after, _tree(tiny.folder)) == before
     assert tiny.store.digest() == digest_of(tiny.manifest)
     assert staged.overrides[A].read_bytes() == random_bytes(1)
@@ -90,7 +92,10 @@ def test_undoing_ten_edits_in_order_restores_every_earlier_digest(tiny: Tiny) ->
 def test_history_stays_after_an_undo(tiny: Tiny) -> None:
     tiny.apply("e1", A)
     tiny.store.roll_back("e1")
-    assert [(v.action, v.edit_id) for v in tiny.store.lineage().versions] == [("edit", "e1"), ("roll-back", "e1")]
+    assert [(v.action, v.edit_id) for v in tiny.store.lineage().versions] == [
+        ("edit", "e1"),
+        ("roll-back", "e1"),
+    ]
     assert tiny.store.read(A, "e1").data != tiny.store.read(A).data
 
 
@@ -119,7 +124,9 @@ def test_any_legal_order_of_edits_and_undos_ends_where_the_model_says(tmp_path: 
     base = {name: tiny.store.read(name).data for name in NAMES}
     standing: list[tuple[str, dict[str, bytes]]] = []
     for step in range(14):
-        blocked = [i for i, (_, x) in enumerate(standing) if any(set(x) & set(y) for _, y in standing[i + 1 :])]
+        blocked = [
+            i for i, (_, x) in enumerate(standing) if any(set(x) & set(y) for _, y in standing[i + 1 :])
+        ]
         free = [i for i in range(len(standing)) if i not in blocked]
         if free and chance.random() < 0.45:
             name, _ = standing.pop(chance.choice(free))
@@ -180,7 +187,10 @@ def test_bytes_that_are_not_those_planned_are_refused(tiny: Tiny) -> None:
 
 @pytest.mark.parametrize("edit_id", ["", "../e1", "E1", ".hidden", "a/b", "x" * 65, "e1\n"])
 def test_an_id_that_could_leave_its_folder_is_refused(tiny: Tiny, edit_id: str) -> None:
-    for verb in (lambda: tiny.store.stage(edit_id, {A: random_bytes(1)}), lambda: tiny.store.roll_back(edit_id)):
+    for verb in (
+        lambda: tiny.store.stage(edit_id, {A: random_bytes(1)}),
+        lambda: tiny.store.roll_back(edit_id),
+    ):
         with pytest.raises(BadRequestError, match="edit id"):
             verb()
 

@@ -29,11 +29,12 @@ def storing(path: Path) -> Iterator[None]:
 
 def sync_folder(folder: Path) -> None:
     """Make renames in `folder` survive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with storing(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def temporary_name(folder: Path) -> Path:

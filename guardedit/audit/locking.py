@@ -6,14 +6,14 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from guardedit.audit.files import make_folder, storing, write_atomic
-from guardedit.errors import LockedError
+from guardedit.errors import LockedError, StorageError
 from guardedit.records import canonical
 
 
@@ -22,24 +22,31 @@ class HomeLock:
 
     def __init__(self, home: Path) -> None:
         self._home = home
-        self._lock = FileLock(str(home / "lock"))
         self._owner = home / "lock.owner.json"
+        self._lock: FileLock | None = None
+        self._pid = 0
 
     @contextmanager
     def held(self, timeout_s: float = 0.0) -> Iterator[None]:
         """Hold the lock; LockedError names the owner when somebody else does."""
         make_folder(self._home)
-        self._acquire(timeout_s)
+        lock = self._acquired(timeout_s)
         try:
-            if self._lock.lock_counter == 1:
-                write_atomic(self._owner, canonical(_who()))
+            if lock.lock_counter == 1:
+                # The note is a courtesy: a full disk must not keep anybody from making room.
+                with suppress(StorageError):
+                    write_atomic(self._owner, canonical(_who()))
             yield
         finally:
-            if self._lock.lock_counter == 1:
-                self._owner.unlink(missing_ok=True)
-            self._lock.release()
+            if lock.lock_counter == 1:
+                with suppress(OSError):
+                    self._owner.unlink(missing_ok=True)
+            lock.release()
 
-    def _acquire(self, timeout_s: float) -> None:
+    def _acquired(self, timeout_s: float) -> FileLock:
+        # A forked process shares its parent's file description, and with it the parent's lock: it needs its own.
+        if self._lock is None or self._pid != os.getpid():
+            self._lock, self._pid = FileLock(str(self._home / "lock")), os.getpid()
         # filelock's Timeout is an OSError: it has to be caught before `storing` sees it.
         with storing(self._home):
             try:
@@ -47,6 +54,7 @@ class HomeLock:
             except Timeout as error:
                 message = f"{self._home} is being edited by {self.owner()}; wait, or end that process"
                 raise LockedError(message) from error
+        return self._lock
 
     def owner(self) -> str:
         """Who holds the lock, for a person; the note may be missing for an instant."""
