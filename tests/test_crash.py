@@ -125,7 +125,7 @@ def test_killed_anywhere_the_live_model_is_the_old_or_the_new_and_recovery_finis
         assert (second.restaged, second.dropped, second.staged) == ((), (), first.staged)
         assert _tree(tiny.home) == settled
         assert tiny.store.digest() == live == tiny.store.verify().digest
-        assert not [p for p in tiny.home.rglob(f"{TEMP_PREFIX}*")]
+        assert not list(tiny.home.rglob(f"{TEMP_PREFIX}*"))
         if live == before:
             _finish(tiny, verb)
         assert tiny.store.digest() == after
