@@ -2,47 +2,53 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "docs" / "README.md"]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(<!-- tested -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
 
 
-def blocks(language: str, *, tested: bool = False) -> list[str]:
-    """Code blocks of the README; `tested` keeps those with the mark before them."""
-    found = BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+def blocks(language: str, page: Path = ROOT / "README.md", *, tested: bool = False) -> list[str]:
+    """Code blocks of a page; `tested` keeps those with the mark before them."""
+    found = BLOCK.findall(page.read_text(encoding="utf-8"))
     return [code for mark, kind, code in found if kind == language and (mark or not tested)]
 
 
-def first_words(command: str) -> list[str]:
-    """The second word of each line that starts with `command`."""
-    lines = [line.split() for block in blocks("bash") for line in block.splitlines()]
-    return [words[1] for words in lines if len(words) > 1 and words[0] == command]
+def shown(command: str) -> list[list[str]]:
+    """The words after `command`, for each line of each page's bash blocks that starts with it."""
+    lines = [line for page in PAGES for block in blocks("bash", page) for line in block.splitlines()]
+    split = [shlex.split(line, comments=True) for line in lines]
+    return [words[1:] for words in split if len(words) > 1 and words[0] == command]
 
 
-def test_every_make_target_in_the_readme_is_in_the_makefile() -> None:
+def test_every_make_target_on_a_page_is_in_the_makefile() -> None:
     rules = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    targets = first_words("make")
-    assert targets, "the README shows no make command"
+    targets = [words[0] for words in shown("make")]
+    assert targets, "no page shows a make command"
     assert set(targets) <= set(rules)
 
 
-def test_every_guardedit_command_in_the_readme_is_a_command() -> None:
-    if importlib.util.find_spec("guardedit.cli") is None:
-        pytest.skip("guardedit/cli.py is not there")
+def test_every_guardedit_command_on_a_page_exists_with_its_options() -> None:
     import typer
 
     from guardedit.cli import app
 
-    commands = getattr(typer.main.get_command(app), "commands", {})
-    shown = first_words("guardedit")
-    assert shown, "the README shows no guardedit command"
-    assert set(shown) <= set(commands)
+    lines = shown("guardedit")
+    assert lines, "no page shows a guardedit command"
+    for words in lines:
+        command, rest = typer.main.get_command(app), list(words)
+        while rest and rest[0] in getattr(command, "commands", {}):
+            command = command.commands[rest.pop(0)]  # type: ignore[attr-defined]
+        assert not hasattr(command, "commands"), f"{words} is no command"
+        known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+        assert {word.split("=")[0] for word in rest if word.startswith("--")} <= known, (
+            f"{words}: unknown option"
+        )
 
 
 @pytest.mark.parametrize("code", blocks("python", tested=True))
