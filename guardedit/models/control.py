@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import sysconfig
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +21,6 @@ from typing import Any, Literal
 from guardedit.config import cache_folder
 from guardedit.errors import BadRequestError, MissingStatisticsError
 from guardedit.models import tokens
-from guardedit.models.corpus import sample_texts
 from guardedit.models.handle import ModelHandle
 from guardedit.records import digest_of
 
@@ -39,7 +36,6 @@ PYTHON_FILES: dict[Half, tuple[str, ...]] = {
 }  # fmt: skip
 """Standard library files of the domain `python`, by half."""
 _PIECE = 1200  # characters of a piece of Python source, cut at line ends
-_SAMPLED_LENGTH = 192  # new tokens of a sampled text
 
 
 @dataclass(frozen=True)
@@ -108,10 +104,11 @@ def _sampled(handle: ModelHandle, domain: str, half: Half) -> list[str]:
     rows = _rows(_folder(handle) / f"{domain}.jsonl")[0 if half == "calibrate" else 1 :: 2]
     if domain == "prose":
         return [row["text"] for row in rows]
-    return [_chat_prompt(handle, row["prompt"]) + row["text"] for row in rows]
+    return [chat_prompt(handle, row["prompt"]) + row["text"] for row in rows]
 
 
-def _chat_prompt(handle: ModelHandle, prompt: str) -> str:
+def chat_prompt(handle: ModelHandle, prompt: str) -> str:
+    """One instruction as the model is asked it: through its chat template, or as a question where it has none."""
     return handle.chat(prompt) if handle.tokenizer.chat_template else f"Question: {prompt}\nAnswer: "
 
 
@@ -191,99 +188,6 @@ def relations() -> tuple[dict[str, Any], ...]:
     return tuple(json.loads((files("guardedit") / "assets" / "probes" / "relations.json").read_text("utf-8")))
 
 
-def make_control(
-    handle: ModelHandle,
-    folder: Path | None = None,
-    seed: int = 0,
-    rounds: int = 2,
-    progress: Progress | None = None,
-) -> Path:
-    """Sample `prose.jsonl` and `chat.jsonl` from the model and ask it the facts; minutes on a CPU.
-
-    Each of the opening phrases and instructions is continued `rounds` times (temperature 0.8: at 1.0 a small model
-    soon stops making sense). The same seed gives the same files on the same machine. Returns the folder.
-    """
-    target = folder or prepared_folder(handle)
-    prompts = json.loads(
-        (files("guardedit") / "assets" / "probes" / "control_prompts.json").read_text("utf-8")
-    )
-    for domain, maker in (("prose", _make_prose), ("chat", _make_chat), ("facts", _make_facts)):
-
-        def tell(n: int, domain: str = domain) -> None:
-            if progress is not None:
-                progress(domain, n)
-
-        rows = maker(handle, prompts.get(domain, []) * rounds, seed, tell)
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        _write(target / f"{domain}.jsonl", lines.encode())
-    return target
-
-
-def _make_prose(
-    handle: ModelHandle, prompts: list[str], seed: int, tell: Callable[[int], None]
-) -> list[dict[str, Any]]:
-    texts = sample_texts(
-        handle, len(prompts), _SAMPLED_LENGTH, seed, prompts, temperature=0.8, batch_size=32, progress=tell
-    )
-    return [{"text": text} for text in texts]
-
-
-def _make_chat(
-    handle: ModelHandle, prompts: list[str], seed: int, tell: Callable[[int], None]
-) -> list[dict[str, Any]]:
-    rendered = [_chat_prompt(handle, prompt) for prompt in prompts]
-    texts = sample_texts(
-        handle,
-        len(prompts),
-        _SAMPLED_LENGTH,
-        seed + 1,
-        rendered,
-        temperature=0.8,
-        batch_size=32,
-        progress=tell,
-    )
-    # The sampler decodes without special tokens, so the template's words stand in front of the reply.
-    plain = [
-        handle.tokenizer.decode(tokens.tokenise(handle, r).ids, skip_special_tokens=True) for r in rendered
-    ]
-    pairs = zip(prompts, plain, texts, strict=True)
-    return [{"prompt": prompt, "text": text.removeprefix(front)} for prompt, front, text in pairs]
-
-
-_FACT_RELATIONS = (
-    "capital", "landmark_city", "located_in_country", "continent", "official_language", "currency", "chemical_symbol",
-    "animal_young", "animal_sound", "color", "opposite", "author", "company_founder", "sport", "material",
-    "part_of_year", "occupation", "citizenship", "manufacturer", "developer", "inventor", "religion",
-)  # fmt: skip
-
-
-def _make_facts(
-    handle: ModelHandle, _: list[str], __: int, tell: Callable[[int], None]
-) -> list[dict[str, Any]]:
-    """Every pair of the plainer relations in the first wording that the model knows it in, else in the first one."""
-    facts: list[Fact] = []
-    for row in relations():
-        if row["name"] not in _FACT_RELATIONS:
-            continue
-        found: dict[str, Fact] = {}
-        for prompt in row["prompts"]:
-            asked = [(s, a) for s, a in row["pairs"].items() if s not in found or not found[s].known]
-            tops = next_tokens(handle, [prompt.replace("{}", subject) for subject, _ in asked])
-            for (subject, answer), top in zip(asked, tops, strict=True):
-                known = _begins(answer, str(handle.tokenizer.decode([top])))
-                if known or subject not in found:
-                    found[subject] = Fact(subject, prompt, answer, row["name"], known)
-        facts += found.values()
-        tell(len(facts))
-    return [asdict(fact) for fact in facts]
-
-
-def _begins(answer: str, token: str) -> bool:
-    """Whether a token that is more than white space begins the answer."""
-    word = token.strip().lower()
-    return bool(word) and answer.lower().startswith(word)
-
-
 def next_tokens(handle: ModelHandle, prompts: Sequence[str], batch_size: int = 32) -> list[int]:
     """The most likely next token of each prompt, in the order given."""
     import torch
@@ -297,24 +201,3 @@ def next_tokens(handle: ModelHandle, prompts: Sequence[str], batch_size: int = 3
             logits = handle.logits_at(handle.hidden(batch["input_ids"], batch["attention_mask"]), last)
         found += [int(token) for token in logits.argmax(-1)]
     return found
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write atomically and durably."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(part, 0o644)
-        os.replace(part, path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from guardedit.errors import MissingStatisticsError, StatisticsMismatchError
 from guardedit.models.handle import ModelHandle
+from guardedit.models.hooks import key_hook
 from guardedit.models.statistics import SecondMoment
 from guardedit.risk.banks import KeyBank
 from guardedit.risk.neighbours import ProbeSizes
@@ -39,15 +40,17 @@ class RiskContext:
     sizes: ProbeSizes = field(default_factory=ProbeSizes)
 
     def __post_init__(self) -> None:
-        width = self.handle.d_in(self.layer)
-        parts = {"second moment": self.second_moment.width, "key bank": self.bank.keys.shape[1]}
-        parts["protected bank"] = self.protected.keys.shape[1]
+        """Refuse statistics of another hook or width; whether they belong to these weights is checked on loading."""
+        hook, width = key_hook(self.layer), self.handle.d_in(self.layer)
+        parts = {"second moment": (self.second_moment.hook_name, self.second_moment.width)}
+        parts["key bank"] = (hook, self.bank.keys.shape[1])
+        parts["protected bank"] = (hook, self.protected.keys.shape[1])
         if self.key_sae is not None:
-            parts["key-space SAE"] = self.key_sae.W_dec.shape[1]
+            parts["key-space SAE"] = (self.key_sae.hook_name, self.key_sae.d_in)
         for name, found in parts.items():
-            if found != width:
+            if found != (hook, width):
                 raise StatisticsMismatchError(
-                    f"the {name} has width {found}, keys of layer {self.layer} have {width}; use the one of this layer"
+                    f"the {name} is of {found}, layer {self.layer} needs {(hook, width)}"
                 )
 
     @property

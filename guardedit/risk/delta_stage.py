@@ -16,6 +16,7 @@ from torch import Tensor
 
 from guardedit.edits.deltas import EditDelta, LowRank, Update
 from guardedit.errors import MissingStatisticsError
+from guardedit.models.handle import preserved
 from guardedit.records import EditRequest, LatentLeak, Score, TokenMove
 from guardedit.risk.context import RiskContext, entropy_count
 from guardedit.risk.key_stage import KeyView, top_tokens_of, views_of
@@ -196,7 +197,8 @@ class DeltaRisk:
 
 def measure_delta(context: RiskContext, requests: Sequence[EditRequest], delta: EditDelta) -> DeltaRisk:
     """Scores of a solved delta, the latents whose directions it picks up, and the tokens it would move most."""
-    return delta_risk(DeltaView(context, views_of(context, requests), delta))
+    with preserved(context.handle):
+        return delta_risk(DeltaView(context, views_of(context, requests), delta))
 
 
 def delta_risk(view: DeltaView) -> DeltaRisk:

@@ -38,8 +38,7 @@ class KeyView:
     def key(self) -> Key:
         """The key, over the context's prefixes."""
         c = self.context
-        with preserved(c.handle):
-            return key_of(c.handle, self.request, c.layer, c.contexts)
+        return key_of(c.handle, self.request, c.layer, c.contexts)
 
     @cached_property
     def k(self) -> Float[Tensor, " d_in"]:
@@ -75,14 +74,13 @@ class KeyView:
         known = [probe for probe in self.near if probe.subject is not None]
         whole = [probe.prompt for probe in self.near if probe.subject is None]
         found = []
-        with preserved(c.handle):
-            if known:
-                subjects = [probe.subject or "" for probe in known]
-                found.append(keys_at_subject(c.handle, [probe.prompt for probe in known], subjects, c.layer))
-            for keys in keys_everywhere(c.handle, whole, c.layer) if whole else []:
-                # Position 0 is like no other; a one-token prompt has nothing else.
-                inside = keys[1:] if len(keys) > 1 else keys
-                found.append(inside[self.p(inside).abs().argmax()][None])
+        if known:
+            subjects = [probe.subject or "" for probe in known]
+            found.append(keys_at_subject(c.handle, [probe.prompt for probe in known], subjects, c.layer))
+        for keys in keys_everywhere(c.handle, whole, c.layer) if whole else []:
+            # Position 0 is like no other; a one-token prompt has nothing else.
+            inside = keys[1:] if len(keys) > 1 else keys
+            found.append(inside[self.p(inside).abs().argmax()][None])
         return torch.cat(found).cpu() if found else torch.empty(0, len(self.k))
 
     @cached_property
@@ -239,7 +237,8 @@ class KeyRisk:
 
 def measure_key(context: RiskContext, request: EditRequest) -> KeyRisk:
     """Scores of one request from its key alone, and the tokens in context that would move most with it."""
-    return key_risk(KeyView(context, request, context.sizes.near))
+    with preserved(context.handle):
+        return key_risk(KeyView(context, request, context.sizes.near))
 
 
 def key_risk(view: KeyView) -> KeyRisk:

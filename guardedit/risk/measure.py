@@ -9,6 +9,7 @@ from typing import Any
 
 from guardedit.edits.deltas import EditDelta, encode
 from guardedit.errors import BadRequestError
+from guardedit.models.handle import preserved
 from guardedit.records import EditRequest, RiskReport, Score, digest_of, digest_of_bytes
 from guardedit.risk.context import RiskContext
 from guardedit.risk.delta_stage import DELTA_SCORES, DeltaView, delta_risk
@@ -31,6 +32,11 @@ def measure(context: RiskContext, requests: Sequence[EditRequest], delta: EditDe
     """
     if not requests:
         raise BadRequestError("no requests to measure")
+    with preserved(context.handle):
+        return _measure(context, requests, delta)
+
+
+def _measure(context: RiskContext, requests: Sequence[EditRequest], delta: EditDelta) -> RiskReport:
     seconds: dict[str, float] = {}
     views = views_of(context, requests)
     with _timed(seconds, "key"):
@@ -83,6 +89,8 @@ def _inputs(
         "delta": digest_of_bytes(encode(delta)),
         "prompts": digest_of([prompts.model_dump(mode="json") for prompts in on_probes.prompts]),
     }
+    if moment.digest:
+        inputs["second_moment"] = moment.digest
     if context.key_sae is not None:
         inputs["key_sae"] = context.key_sae.digest
     return inputs

@@ -64,11 +64,10 @@ class RehearsalView:
         """Per request, its prompts before and rehearsed, without stems that ask for the edited relation."""
         handle = self.context.handle
         tagged = [(i, scope, text) for i, probes in enumerate(self.probes) for scope, text in _tagged(probes)]
-        with preserved(handle):
-            found = compare(
-                handle, self.delta, [text for _, _, text in tagged], [scope for _, scope, _ in tagged]
-            )
-            answers = [first_tokens(handle, request) for request in self.requests]
+        found = compare(
+            handle, self.delta, [text for _, _, text in tagged], [scope for _, scope, _ in tagged]
+        )
+        answers = [first_tokens(handle, request) for request in self.requests]
         size = shared(self.context.sizes, len(self.requests)).subject
         kept: list[tuple[Compared, ...]] = []
         for index, request in enumerate(self.requests):
@@ -90,7 +89,7 @@ class RehearsalView:
     def probability(self, target: str, request: EditRequest) -> float:
         """P(target | prompt) under the rehearsed delta: the product over its tokens."""
         handle = self.context.handle
-        with preserved(handle), rehearsed(handle, self.delta):
+        with rehearsed(handle, self.delta):
             (logprobs,) = handle.token_logprobs([request.filled], [target])
         return float(logprobs.double().sum().exp())
 
@@ -133,6 +132,8 @@ def compare(
     for start in range(0, len(order), BATCH):
         chunk = order[start : start + BATCH]
         before, after = _both_sides(handle, delta, [prompts[i] for i in chunk])
+        if not bool(torch.isfinite(before).all() and torch.isfinite(after).all()):
+            raise FloatingPointError("a next-token distribution came out as NaN or infinite")
         for row, index in enumerate(chunk):
             found[index] = _compared(before[row], after[row], scopes[index], prompts[index])
     return [found[index] for index in range(len(prompts))]
@@ -262,8 +263,13 @@ class RehearsalRisk:
 
 def rehearse(context: RiskContext, requests: Sequence[EditRequest], delta: EditDelta) -> RehearsalRisk:
     """Run the delta as a hook on same-subject, near, entailed and target prompts; the model is left as it was."""
-    view = RehearsalView(context, tuple(requests), delta)
-    scores = measure_all(REHEARSAL_SCORES, view, context.seed)
+    with preserved(context.handle):
+        return rehearsal_risk(RehearsalView(context, tuple(requests), delta))
+
+
+def rehearsal_risk(view: RehearsalView) -> RehearsalRisk:
+    """As `rehearse`, for a view that is there already, inside `preserved`."""
+    scores = measure_all(REHEARSAL_SCORES, view, view.context.seed)
     if any(score.value is not None for score in scores):
         prompts, notes = tuple(one.prompts() for one in view.used), tuple(one.note for one in view.used)
         return RehearsalRisk(scores, _shown(view), prompts, notes)

@@ -12,29 +12,7 @@ from guardedit.models.control import relations
 from guardedit.records import EditRequest
 
 # Words that stand in almost every stem and say nothing about the relation.
-_COMMON = frozenset(
-    (
-        "a",
-        "an",
-        "the",
-        "of",
-        "is",
-        "in",
-        "was",
-        "are",
-        "to",
-        "by",
-        "that",
-        "and",
-        "it",
-        "its",
-        "has",
-        "with",
-        "for",
-        "on",
-        "at",
-    )
-)
+_COMMON_WORDS = "a an the of is in was are to by that and it its has with for on can be which where what who"
 _SIMILAR = 0.5  # share of content words that two stems must have in common
 
 
@@ -100,7 +78,7 @@ def similarity(first: str, second: str) -> float:
 
 
 def _content(stem: str) -> frozenset[str]:
-    return frozenset(re.findall(r"[a-z]+", stem.lower())) - _COMMON
+    return frozenset(re.findall(r"[a-z]+", stem.lower())) - set(_COMMON_WORDS.split(" "))
 
 
 def _by_name(request: EditRequest, rows: tuple[Relation, ...]) -> Relation | None:
