@@ -1,4 +1,4 @@
-"""The whole story on the default model: an edit that passes, one that the gate stops, and fine-tuning under the monitor.
+"""The whole story on the default model: three edits, by ROME, by ROME again, and by fine-tuning, through the gate.
 
 Nothing is scripted: requests and editors are, verdicts come from the shipped policy.
 """
@@ -106,8 +106,10 @@ class Demo:
         if not (chapter.waive and failed):
             return plan
         waivers = [self._waiver(metric) for metric in failed]
-        self._say(f"  fine-tuning fails {len(failed)} pre-op limits; they are waived, on record: {WAIVER_REASON}")
-        return self.guard.plan(chapter.request, chapter.editor, waivers)
+        self._say(
+            f"  fine-tuning fails {len(failed)} pre-op limits; they are waived, on record: {WAIVER_REASON}"
+        )
+        return self.guard.waive(plan.plan_id, waivers)
 
     def _waiver(self, metric: str) -> Waiver:
         from guardedit.gate.approvals import make_waiver
@@ -124,7 +126,9 @@ class Demo:
             self.guard.rollback(plan.plan_id, "demo: show that undo is exact")
         published = self._publish(plan)
         same = published.audit.digest_after == plan.model_digest
-        self._say(f"  rolled back: digest {'equals' if same else 'DIFFERS FROM'} the first, {plan.model_digest}")
+        self._say(
+            f"  rolled back: digest {'equals' if same else 'DIFFERS FROM'} the first, {plan.model_digest}"
+        )
         self._say(f"  report: {published.files.html}")
         final = edit_document(published)
         return {
@@ -141,7 +145,9 @@ class Demo:
 
     def _tell_plan(self, plan: Plan) -> None:
         request = plan.requests[0]
-        self._say(f"  {clean(request.filled)}: {clean(request.target_true or '?')} -> {clean(request.target_new)}")
+        self._say(
+            f"  {clean(request.filled)}: {clean(request.target_true or '?')} -> {clean(request.target_new)}"
+        )
         self._say(f"  gate: [bold]{plan.judgement.outcome}[/]. {plan.judgement.reason}")
         for line in [*findings_lines(plan.judgement)[:8], *disturbed_lines(plan.risk)]:
             self._plain(line)

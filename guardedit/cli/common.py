@@ -25,8 +25,12 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-ModelOption = Annotated[str | None, typer.Option("--model", help="Known name, Hugging Face folder or hub id.")]
-HomeOption = Annotated[Path | None, typer.Option("--home", help="Versions, plans, ledger. Default: .guardedit")]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="Known name, Hugging Face folder or hub id.")
+]
+HomeOption = Annotated[
+    Path | None, typer.Option("--home", help="Versions, plans, ledger. Default: .guardedit")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 

@@ -8,13 +8,24 @@ from typing import Annotated, Any
 
 import typer
 
-from guardedit.cli.common import HomeOption, JsonOption, ModelOption, Options, app, emit, from_context, working
+from guardedit.cli.common import (
+    HomeOption,
+    JsonOption,
+    ModelOption,
+    Options,
+    app,
+    emit,
+    from_context,
+    working,
+)
 
 PlanArgument = Annotated[str, typer.Argument(help="A plan's name, as `guardedit status` lists it.")]
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why; goes on record.")]
 WaiveOption = Annotated[
     list[str] | None,
-    typer.Option("--waive", help="A soft pre-op metric to lift, e.g. preop/leakage; needs --reason. Repeatable."),
+    typer.Option(
+        "--waive", help="A soft pre-op metric to lift, e.g. preop/leakage; needs --reason. Repeatable."
+    ),
 ]
 
 
@@ -40,7 +51,9 @@ def plan(
     editor: Annotated[str, typer.Option("--editor", help="rome or finetune.")] = "rome",
     waive: WaiveOption = None,
     reason: ReasonOption = "",
-    expires: Annotated[str, typer.Option("--expires", help="How long waivers count: 8h, 7d or a time.")] = "8h",
+    expires: Annotated[
+        str, typer.Option("--expires", help="How long waivers count: 8h, 7d or a time.")
+    ] = "8h",
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything sampled.")] = None,
     policy: Annotated[Path | None, typer.Option("--policy", help="A policy file.")] = None,
     model: ModelOption = None,
@@ -133,14 +146,20 @@ def reject(
 
 
 def _decided(options: Options, word: dict[str, Any]) -> None:
-    emit(options, word, f"{word['outcome']} by {word['approver']}: {word['reason']} (plan {word['plan_digest']})")
+    emit(
+        options,
+        word,
+        f"{word['outcome']} by {word['approver']}: {word['reason']} (plan {word['plan_digest']})",
+    )
 
 
 @app.command()
 def apply(
     context: typer.Context,
     plan_id: PlanArgument,
-    thorough: Annotated[bool, typer.Option("--thorough", help="Monitor on 60k control tokens instead of 8k.")] = False,
+    thorough: Annotated[
+        bool, typer.Option("--thorough", help="Monitor on 60k control tokens instead of 8k.")
+    ] = False,
     reports: Annotated[Path | None, typer.Option("--reports", help="Folder for the audit report.")] = None,
     model: ModelOption = None,
     home: HomeOption = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,7 +35,9 @@ def log(
     options = from_context(context, model, home, as_json)
     entries = options.guard().ledger.entries(edit_id=edit_id)
     document = {"entries": [vars(entry) for entry in entries]}
-    lines = [f"{e.seq:5} {e.at[:19]} {e.kind:12} {e.body.get('edit_id', '')}  {e.digest[7:19]}" for e in entries]
+    lines = [
+        f"{e.seq:5} {e.at[:19]} {e.kind:12} {e.body.get('edit_id', '')}  {e.digest[7:19]}" for e in entries
+    ]
     emit(options, document, "\n".join(lines) or "the ledger is empty")
 
 
@@ -70,7 +73,9 @@ def sync(
     try:
         found = options.guard().sync()
     except TrackingError as error:
-        raise GuardeditError(f"MLflow was not reached: {error}. The ledger is complete; try again later") from error
+        raise GuardeditError(
+            f"MLflow was not reached: {error}. The ledger is complete; try again later"
+        ) from error
     emit(options, found, f"{len(found['runs'])} runs are up to date")
 
 
@@ -86,7 +91,9 @@ def export(
     options = from_context(context, model, home, as_json)
     guard = options.guard()
     guard.export(folder)
-    emit(options, {"folder": str(folder), "digest": guard.store.digest()}, f"{folder}: {guard.store.digest()}")
+    emit(
+        options, {"folder": str(folder), "digest": guard.store.digest()}, f"{folder}: {guard.store.digest()}"
+    )
 
 
 @app.command()
@@ -105,8 +112,12 @@ def _diagnosis(guard: Any) -> dict[str, Any]:
     from guardedit.errors import GuardeditError
     from guardedit.pipeline.workspace import versions
 
-    found: dict[str, Any] = {**versions(), "threads": torch.get_num_threads(), "gpu": torch.cuda.is_available()}
-    checks = {
+    found: dict[str, Any] = {
+        **versions(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.is_available(),
+    }
+    checks: dict[str, Callable[[], str]] = {
         "model": lambda: f"{guard.handle.name} {guard.handle.digest()}",
         "kit": lambda: f"layer {guard.kit.layer}, {len(guard.kit.saes)} SAEs, policy {guard.kit.policy.name}",
         "ledger": lambda: f"{getattr(guard.ledger.verify(), 'seq', 0)} entries, chain intact",
@@ -135,6 +146,10 @@ def serve(
 
     options = from_context(context, model, home, as_json)
     uri = tracking_uri(options.guard())
-    emit(options, {"tracking_uri": uri, "address": f"http://127.0.0.1:{port}"}, f"MLflow at http://127.0.0.1:{port}")
+    emit(
+        options,
+        {"tracking_uri": uri, "address": f"http://127.0.0.1:{port}"},
+        f"MLflow at http://127.0.0.1:{port}",
+    )
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     raise typer.Exit(subprocess.call([*command, "--host", "127.0.0.1", "--port", str(port)]))

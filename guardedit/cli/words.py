@@ -19,7 +19,9 @@ def clean(text: str) -> str:
 
 def scores_document(scores: tuple[Score, ...], judgement: Judgement | None) -> dict[str, Any]:
     """Score name -> value, limit, finding, and what else is known of it."""
-    findings = {finding.metric.split("/", 1)[1]: finding for finding in judgement.findings} if judgement else {}
+    findings = (
+        {finding.metric.split("/", 1)[1]: finding for finding in judgement.findings} if judgement else {}
+    )
     return {score.name: _score(score, findings.get(score.name)) for score in scores}
 
 
@@ -87,7 +89,7 @@ def plan_text(plan: Plan) -> str:
     request = plan.requests[0]
     lines = [
         f"plan {plan.plan_id}   {plan.digest[:19]}…",
-        f"  {clean(request.filled)} ~ {clean(request.target_true or '?')} -> {clean(request.target_new)}   ({plan.editor})",
+        f"  {clean(request.filled)}: {clean(request.target_true or '?')} -> {clean(request.target_new)}  ({plan.editor})",
         f"  {plan.judgement.outcome.upper()}: {clean(plan.judgement.reason)}",
         *findings_lines(plan.judgement),
         *disturbed_lines(plan.risk),
@@ -100,7 +102,8 @@ def findings_lines(judgement: Judgement) -> list[str]:
     order = {"fail": 0, "inconclusive": 1, "pass": 2}
     ranked = sorted(judgement.findings, key=lambda f: (order[f.verdict], f.level != "hard"))
     return [
-        f"  {_MARKS[f.verdict]} {f.level:8} {clean(f.sentence)}{' (waived)' if f.waiver else ''}" for f in ranked
+        f"  {_MARKS[f.verdict]} {f.level:8} {clean(f.sentence)}{' (waived)' if f.waiver else ''}"
+        for f in ranked
     ]
 
 
@@ -112,9 +115,13 @@ def disturbed_lines(risk: RiskReport, n: int = 3) -> list[str]:
         lines.append(f"  concepts that the write picks up most: {top}")
     for move in risk.tokens[:n]:
         lines.append(f"  would move: …{clean(move.context)}…  ({move.domain}, {move.move:.2f} of its size)")
-    moved = sorted((p for p in risk.probes if p.before != p.after and p.scope != "target"), key=lambda p: -p.kl_nats)
+    moved = sorted(
+        (p for p in risk.probes if p.before != p.after and p.scope != "target"), key=lambda p: -p.kl_nats
+    )
     for probe in moved[:n]:
-        lines.append(f"  would answer differently: {clean(probe.prompt)} {clean(probe.before)!r} -> {clean(probe.after)!r}")
+        lines.append(
+            f"  would answer differently: {clean(probe.prompt)} {clean(probe.before)!r} -> {clean(probe.after)!r}"
+        )
     return lines
 
 

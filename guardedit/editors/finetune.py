@@ -112,13 +112,15 @@ def _descend(
         loss = _loss(handle, rows, hparams.layer, matrix)
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
-            raise SolveError(f"the loss at step {step} is {losses[-1]}; lower the learning rate or check the weights")
+            raise SolveError(
+                f"the loss at step {step} is {losses[-1]}; lower the learning rate or check the weights"
+            )
         if progress is not None:
             progress(f"fine-tuning: loss {losses[-1]:.2f} nats", step / hparams.steps)
         if losses[-1] < hparams.stop_loss or step == hparams.steps:
             break
         adam.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         adam.step()
         if hparams.clamp is not None:
             with torch.no_grad():

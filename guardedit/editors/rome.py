@@ -73,7 +73,9 @@ def _steps(progress: Progress | None, hparams: RomeHparams) -> Callable[[int, fl
     return lambda step, loss: progress(f"optimising the value: loss {loss:.2f} nats", step / hparams.steps)
 
 
-def _plain(hparams: RomeHparams, contexts: Sequence[str], seed: int) -> dict[str, float | int | str | bool | None]:
+def _plain(
+    hparams: RomeHparams, contexts: Sequence[str], seed: int
+) -> dict[str, float | int | str | bool | None]:
     named = {name: value for name, value in asdict(hparams).items() if name != "contexts"}
     return {**named, "n_prefixes": len(contexts) - 1, "contexts": "|".join(contexts), "seed": seed}
 

@@ -111,7 +111,9 @@ def post_images(handle: ModelHandle, delta: EditDelta) -> dict[str, Tensor]:
         edited = handle.weight(change.layer).detach().double() + change.update.dense()
         cast = edited.to(handle.weight(change.layer).dtype)
         if not torch.isfinite(cast).all():
-            raise SolveError(f"the update of {change.parameter} is not finite in {cast.dtype}; nothing was written")
+            raise SolveError(
+                f"the update of {change.parameter} is not finite in {cast.dtype}; nothing was written"
+            )
         images[change.parameter] = (cast.T if handle.architecture.transposed else cast).contiguous()
     return images
 
@@ -143,7 +145,8 @@ def decode(data: bytes, record: DeltaRecord) -> EditDelta:
         parameter, layer, name = key.split("|")
         factors.setdefault((parameter, int(layer)), {})[name] = tensor
     changes = tuple(
-        WeightChange(parameter, layer, _update(named)) for (parameter, layer), named in sorted(factors.items())
+        WeightChange(parameter, layer, _update(named))
+        for (parameter, layer), named in sorted(factors.items())
     )
     return EditDelta(changes, record.editor, dict(record.hparams), dict(record.diagnostics))
 

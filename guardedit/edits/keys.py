@@ -48,7 +48,9 @@ def last_token_of(offsets: Tensor, mask: Tensor, spans: Sequence[tuple[int, int]
         overlaps = (offsets[row, :, 0] < end) & (offsets[row, :, 1] > start) & mask[row].bool()
         where = overlaps.nonzero().flatten()
         if not len(where):
-            raise BadRequestError(f"no token covers characters {start} to {end}: the subject is not in its prompt")
+            raise BadRequestError(
+                f"no token covers characters {start} to {end}: the subject is not in its prompt"
+            )
         found.append(int(where[-1]))
     return found
 
@@ -77,12 +79,16 @@ def keys_at_subject(
     rows = []
     for start in range(0, len(prompts), batch_size):
         batch = handle.encode(prompts[start : start + batch_size])
-        positions = last_token_of(batch["offsets"], batch["attention_mask"], spans[start : start + batch_size])
+        positions = last_token_of(
+            batch["offsets"], batch["attention_mask"], spans[start : start + batch_size]
+        )
         rows.append(_run(handle, batch, layer)[torch.arange(len(positions)), positions])
     return torch.cat(rows)
 
 
-def keys_at_last(handle: ModelHandle, prompts: Sequence[str], layer: int, batch_size: int = 32) -> Float[Tensor, "n d_in"]:
+def keys_at_last(
+    handle: ModelHandle, prompts: Sequence[str], layer: int, batch_size: int = 32
+) -> Float[Tensor, "n d_in"]:
     """Keys at the last token of each prompt."""
     rows = []
     for start in range(0, len(prompts), batch_size):
@@ -92,7 +98,9 @@ def keys_at_last(handle: ModelHandle, prompts: Sequence[str], layer: int, batch_
     return torch.cat(rows)
 
 
-def keys_everywhere(handle: ModelHandle, prompts: Sequence[str], layer: int) -> list[Float[Tensor, "seq d_in"]]:
+def keys_everywhere(
+    handle: ModelHandle, prompts: Sequence[str], layer: int
+) -> list[Float[Tensor, "seq d_in"]]:
     """Keys at every token of each prompt."""
     batch = handle.encode(prompts)
     keys = _run(handle, batch, layer)

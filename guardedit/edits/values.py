@@ -1,4 +1,4 @@
-"""Values: what the rewrite module shall answer at the subject's last token so that the model says the new target.
+"""Values: what the rewrite module shall answer at a subject's last token so that the model says the new target.
 
 `v_star = W k_star + r`, where the residual r is found by Adam (Meng et al. 2022, eq. 4): mean negative log-likelihood of
 the target over contexts, a KL term on "{subject} is a" that keeps what the subject is, and a bound on ‖r‖.
@@ -114,7 +114,9 @@ def _with_kl_row(
     return [*rows, encoded["input_ids"][0].tolist()], [*splits, *at]
 
 
-def _target_positions(pairs: dict[str, Tensor], splits: Sequence[int], suffix: Suffix) -> tuple[Tensor, Tensor, Tensor]:
+def _target_positions(
+    pairs: dict[str, Tensor], splits: Sequence[int], suffix: Suffix
+) -> tuple[Tensor, Tensor, Tensor]:
     predicts = torch.zeros_like(suffix.mask)
     ids, weights = [], []
     targets = pairs["target_mask"]
@@ -166,7 +168,9 @@ def _descend(
         nll, kl = _losses(objective, layer, residual)
         losses.append(float(nll.detach()))
         if not math.isfinite(losses[-1]):
-            raise SolveError(f"the loss at step {step} is {losses[-1]}; lower the learning rate or check the weights")
+            raise SolveError(
+                f"the loss at step {step} is {losses[-1]}; lower the learning rate or check the weights"
+            )
         if progress is not None:
             progress(step, losses[-1])
         if losses[-1] < hparams.stop_loss or step == hparams.steps:
@@ -176,7 +180,9 @@ def _descend(
         (nll + hparams.kl_factor * kl + decay).backward()
         adam.step()
         clamped = _project(residual, bound) or clamped
-    return Value(residual.detach().double(), tuple(losses), float(kl.detach()), math.exp(-losses[-1]), clamped)
+    return Value(
+        residual.detach().double(), tuple(losses), float(kl.detach()), math.exp(-losses[-1]), clamped
+    )
 
 
 def _project(residual: Tensor, bound: float) -> bool:

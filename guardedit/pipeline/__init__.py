@@ -1,10 +1,10 @@
 """The only place that knows the order: plan, apply, monitor, commit, roll back.
 
-    workspace = guardedit.open("smollm2-135m", home=".guardedit")
-    plan = workspace.plan(request)                    # solved, measured, judged, on record; nothing is written
-    audit = workspace.apply(plan.plan_id)             # staged, monitored, then committed or dropped
-    workspace.rollback(plan.plan_id)                  # bit for bit
-    model = guardedit.load(".guardedit").model        # what is live
+workspace = guardedit.open("smollm2-135m", home=".guardedit")
+plan = workspace.plan(request)                    # solved, measured, judged, on record; nothing is written
+audit = workspace.apply(plan.plan_id)             # staged, monitored, then committed or dropped
+workspace.rollback(plan.plan_id)                  # bit for bit
+model = guardedit.load(".guardedit").model        # what is live
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ class Guard(_Workspace):
         """Solve, measure and judge one request; see `planning.make_plan`."""
         asked = request if isinstance(request, EditRequest) else EditRequest.model_validate(dict(request))
         return planning.make_plan(self, asked, editor, waivers, hparams)
+
+    def waive(self, plan_id: str, waivers: Sequence[Waiver]) -> Plan:
+        """Judge a plan again with waivers; see `planning.waive`."""
+        return planning.waive(self, plan_id, waivers)
 
     def approve(self, plan_id: str, reason: str, approver: str | None = None) -> Decision:
         """A person's yes, bound to the plan's digest."""
@@ -80,7 +84,7 @@ class Guard(_Workspace):
         return folder
 
 
-def open(  # noqa: A001
+def open(
     model: str = "smollm2-135m",
     home: str | Path = ".guardedit",
     *,

@@ -20,7 +20,9 @@ from guardedit.records import AuditReport, Decision, DriftReport, Judgement, Pla
 _EVENTS = {"committed": "commit", "rolled-back": "roll-back", "held": "hold"}
 
 
-def decide_plan(workspace: Workspace, plan_id: str, outcome: str, reason: str, approver: str | None = None) -> Decision:
+def decide_plan(
+    workspace: Workspace, plan_id: str, outcome: str, reason: str, approver: str | None = None
+) -> Decision:
     """Put a person's word on record, bound to the plan's digest (and to the drift report of a held edit)."""
     plan = workspace.read_plan(plan_id)
     state = workspace.state(plan_id)
@@ -160,7 +162,13 @@ def _commit(workspace: Workspace, plan: Plan, facts: dict[str, Any]) -> None:
 
 
 def _drop(workspace: Workspace, plan: Plan, reason: str, facts: dict[str, Any] | None = None) -> None:
-    body = {"plan_id": plan.plan_id, "edit_id": plan.plan_id, **(facts or {}), "event": "roll-back", "reason": reason}
+    body = {
+        "plan_id": plan.plan_id,
+        "edit_id": plan.plan_id,
+        **(facts or {}),
+        "event": "roll-back",
+        "reason": reason,
+    }
     workspace.ledger.append("rolled-back", body)
     workspace.store.drop_staged(plan.plan_id)
 
@@ -170,7 +178,12 @@ def _settle(workspace: Workspace, plan: Plan) -> AuditReport:
     word = workspace.decision(plan.plan_id)
     if word is not None and word.outcome == "rejected" and word.drift_digest is not None:
         with workspace.store.lock():
-            _drop(workspace, plan, f"rejected by {word.approver}: {word.reason}", _last_facts(workspace, plan.plan_id))
+            _drop(
+                workspace,
+                plan,
+                f"rejected by {word.approver}: {word.reason}",
+                _last_facts(workspace, plan.plan_id),
+            )
         return read_report_facts(workspace, plan)
     digest = _drift_digest(workspace, plan.plan_id)
     require_approval(word, plan.digest, plan.author, workspace.kit.policy, workspace.now(), digest)

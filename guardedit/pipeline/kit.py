@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from guardedit.config import cache_folder
+from guardedit.drift.null import NullBank, load_bank
 from guardedit.editors import EDITORS
 from guardedit.errors import BadRequestError, IntegrityError, MissingStatisticsError
-from guardedit.drift.null import NullBank, load_bank
 from guardedit.gate.policy import Policy, load_policy
 from guardedit.gate.reference import ReferenceBank
 from guardedit.models.handle import ModelHandle
@@ -59,7 +59,9 @@ class Kit:
         allowed = {f.name for f in fields(kind)}
         for name in named:
             if name not in allowed:
-                raise BadRequestError(f"{editor} has no setting {name!r}; it has {', '.join(sorted(allowed))}")
+                raise BadRequestError(
+                    f"{editor} has no setting {name!r}; it has {', '.join(sorted(allowed))}"
+                )
         return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in named.items()})
 
     @property
@@ -93,7 +95,7 @@ def load_kit(handle: ModelHandle, policy: Path | None = None) -> Kit:
             f"{handle.name} has no kit yet: collect second moments with `guardedit stats collect --model {handle.name} "
             "--layer L TEXT...` first"
         )
-    plain = _read(folder / KIT_FILE)
+    plain = read_kit(folder / KIT_FILE)
     digests = _verified(folder, plain["files"])
     moments = [SecondMoment.load(folder / name, handle) for name in plain["second_moments"]]
     kit = Kit(
@@ -102,7 +104,7 @@ def load_kit(handle: ModelHandle, policy: Path | None = None) -> Kit:
         layer=plain["layer"],
         hparams=plain["hparams"],
         second_moments={moment.hook_name: moment for moment in moments},
-        saes=load_all(handle.name),
+        saes=_saes(handle.name),
         policy=load_policy(policy or folder / POLICY),
         preop_bank=ReferenceBank.load(folder / PREOP_BANK) if PREOP_BANK in digests else None,
         drift_bank=load_bank(folder / DRIFT_BANK) if DRIFT_BANK in digests else None,
@@ -111,7 +113,16 @@ def load_kit(handle: ModelHandle, policy: Path | None = None) -> Kit:
     return replace(kit, digests={**digests, **saes, "policy": kit.policy.digest})
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _saes(model: str) -> dict[str, Sae]:
+    """The model's SAEs, none where none were trained: what needs one is then inconclusive, not passed."""
+    try:
+        return load_all(model)
+    except MissingStatisticsError:
+        return {}
+
+
+def read_kit(path: Path) -> dict[str, Any]:
+    """The content of a kit.json; raises IntegrityError where it cannot be read."""
     try:
         plain = json.loads(path.read_bytes())
         if not isinstance(plain, dict) or not {"layer", "hparams", "second_moments", "files"} <= plain.keys():

@@ -1,4 +1,4 @@
-"""The staged copy against the previous version, and against the lineage's base: many small edits must not add up unseen."""
+"""The staged copy against the previous version, and against the lineage's base: small edits must not add up unseen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a request to a plan: complete it, screen it from its key, solve it, measure what it would do, judge, put on record.
+"""From a request to a plan: complete it, solve it, measure what it would do, judge it, put it on record.
 
 Nothing here writes a weight. A plan that the policy stops is kept all the same: what was refused is part of the record.
 """
@@ -19,8 +19,9 @@ from guardedit.errors import BadRequestError
 from guardedit.gate.approvals import check_waivers, decide
 from guardedit.gate.policy import judge
 from guardedit.gate.reference import with_percentiles
+from guardedit.gate.states import advance
 from guardedit.models.handle import ModelHandle
-from guardedit.models.hooks import key_hook
+from guardedit.models.hooks import key_hook, mlp_hook
 from guardedit.pipeline.workspace import Workspace, versions
 from guardedit.records import (
     DeltaRecord,
@@ -32,6 +33,7 @@ from guardedit.records import (
     canonical,
     digest_of_bytes,
 )
+from guardedit.risk.banks import control_bank, protected_bank
 from guardedit.risk.measure import RiskContext, measure
 
 _EVENTS = {"auto-approved": "pass", "needs-approval": "ask", "blocked": "block"}
@@ -61,6 +63,21 @@ def make_plan(
     return _seal(workspace, completed, delta, record, risk, judgement, tuple(waivers))
 
 
+def waive(workspace: Workspace, plan_id: str, waivers: Sequence[Waiver]) -> Plan:
+    """The same solved edit judged again with waivers: a new plan, which supersedes the one it was made of.
+
+    Raises BadRequestError for a waiver that could lift nothing, StaleError where the plan is past deciding.
+    """
+    old = workspace.read_plan(plan_id)
+    advance(workspace.state(plan_id), "supersede")
+    check_waivers(waivers, workspace.kit.policy, workspace.now())
+    judgement = judge(old.risk.scores, workspace.kit.policy, waivers, "preop", workspace.now())
+    made = _seal(workspace, old.requests[0], workspace.read_delta(old), old.delta, old.risk, judgement, tuple(waivers))
+    body = {"event": "supersede", "plan_id": plan_id, "edit_id": plan_id, "by": made.plan_id}
+    workspace.ledger.append("superseded", body)
+    return made
+
+
 def complete(handle: ModelHandle, request: EditRequest) -> EditRequest:
     """The request with what the model says today as `target_true`, where it names none.
 
@@ -83,20 +100,25 @@ def _risk(workspace: Workspace, request: EditRequest, delta: EditDelta) -> RiskR
 
 def risk_context(workspace: Workspace) -> RiskContext:
     """What the risk room measures with: second moment, SAEs and banks of the kit's layer."""
-    kit = workspace.kit
-    return RiskContext.build(
-        workspace.handle,
+    kit, handle, seed = workspace.kit, workspace.handle, workspace.settings.seed
+    return RiskContext(
+        handle,
         kit.layer,
         kit.second_moments[key_hook(kit.layer)],
         key_sae=kit.key_sae,
-        mlp_sae=kit.monitors.get(f"blocks.{kit.layer}.hook_mlp_out"),
-        seed=workspace.settings.seed,
+        mlp_sae=kit.monitors.get(mlp_hook(kit.layer)),
+        bank=control_bank(handle, kit.layer, seed=seed),
+        protected=protected_bank(handle, kit.layer, seed=seed),
+        seed=seed,
+        contexts=tuple(kit.hparams.get("rome", {}).get("contexts", ("",))),
     )
 
 
 def _statistics(workspace: Workspace) -> dict[str, str]:
     kit = workspace.kit
-    return {name: digest for name, digest in kit.digests.items() if name.startswith(("second_moments/", "sae/"))}
+    return {
+        name: digest for name, digest in kit.digests.items() if name.startswith(("second_moments/", "sae/"))
+    }
 
 
 def _seal(
@@ -135,7 +157,8 @@ def _seal(
     if judgement.outcome == "auto-approved":
         decision = decide(plan.digest, "auto-approved", "policy", judgement.reason, workspace.now())
         workspace.ledger.append(
-            "decided", {"plan_id": plan.plan_id, "edit_id": plan.plan_id, "decision": decision.model_dump(mode="json")}
+            "decided",
+            {"plan_id": plan.plan_id, "edit_id": plan.plan_id, "decision": decision.model_dump(mode="json")},
         )
     return plan
 
@@ -168,7 +191,11 @@ def _entry(plan: Plan) -> dict[str, Any]:
 def _plan_id(workspace: Workspace, request: EditRequest) -> str:
     """A short name that says what it is about, with a running number."""
     number = len(workspace.ledger.entries("planned")) + 1
-    plain = unicodedata.normalize("NFKD", f"{request.subject} {request.target_new}").encode("ascii", "ignore").decode()
+    plain = (
+        unicodedata.normalize("NFKD", f"{request.subject} {request.target_new}")
+        .encode("ascii", "ignore")
+        .decode()
+    )
     slug = re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")[:40].strip("-") or "edit"
     return f"{number:04d}-{slug}"
 
@@ -187,7 +214,9 @@ def read_requests(path: Path) -> tuple[EditRequest, ...]:
     entries = raw if isinstance(raw, list) else [raw]
     if not entries:
         raise BadRequestError(f"{path} holds no request")
-    return tuple(_request(entry, f"{path}, request {number}") for number, entry in enumerate(entries, start=1))
+    return tuple(
+        _request(entry, f"{path}, request {number}") for number, entry in enumerate(entries, start=1)
+    )
 
 
 def _request(entry: Any, where: str) -> EditRequest:
@@ -205,7 +234,9 @@ def _request(entry: Any, where: str) -> EditRequest:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise BadRequestError(f"{where}: {place}: {first['msg']}, got {first.get('input')!r}"[:400]) from error
+        raise BadRequestError(
+            f"{where}: {place}: {first['msg']}, got {first.get('input')!r}"[:400]
+        ) from error
 
 
 def _keys() -> str:

@@ -44,7 +44,9 @@ def publish(workspace: Workspace, edit_id: str) -> Published:
         run_id = tracker(workspace).log_audit(audit, folder)
     except TrackingError as error:
         workspace.ledger.append("untracked", {"plan_id": edit_id, "edit_id": edit_id, "reason": str(error)})
-        noted = audit.model_copy(update={"mlflow_note": f"MLflow was not reached: {error}. `guardedit sync` catches up."})
+        noted = audit.model_copy(
+            update={"mlflow_note": f"MLflow was not reached: {error}. `guardedit sync` catches up."}
+        )
         return Published(noted, render(noted, folder), None, str(error))
     named = audit.model_copy(update={"mlflow_run_id": run_id})
     return Published(named, files, run_id, None)

@@ -99,5 +99,3 @@ def load_live(workspace: Workspace) -> ModelHandle:
     base = workspace.store.base()
     known = Settings(model=base.name, home=workspace.home)
     return Workspace(known).handle
-
-

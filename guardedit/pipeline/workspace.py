@@ -1,4 +1,4 @@
-"""One home: its live model, plans, ledger and versions. The order of the steps lives beside, in planning and applying."""
+"""One home: its live model, plans, ledger and versions. The order of the steps lies in planning and applying."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ class Workspace:
 
     def _compare(self, handle: ModelHandle) -> None:
         if handle.digest() != self.store.digest():
-            raise IntegrityError(f"the loaded model is {handle.digest()}, the ledger's is {self.store.digest()}")
+            raise IntegrityError(
+                f"the loaded model is {handle.digest()}, the ledger's is {self.store.digest()}"
+            )
 
     def refresh(self) -> None:
         """Bring the loaded model to what is live on disk, after a commit or an undo."""
@@ -90,7 +92,8 @@ class Workspace:
         spans = {t.parameter: t for t in version_.record.tensors}
         saved = {name: self.handle.model.get_parameter(name).detach().clone() for name in spans}
         images = {
-            name: tensor_like(saved[name], (version_.folder / "post" / f"{name}.bin").read_bytes()) for name in spans
+            name: tensor_like(saved[name], (version_.folder / "post" / f"{name}.bin").read_bytes())
+            for name in spans
         }
         restore(self.handle, images)
         try:
@@ -114,7 +117,11 @@ class Workspace:
         found = self.ledger.entries("planned", plan_id=plan_id)
         if not found:
             known = [e.body["plan_id"] for e in self.ledger.entries("planned")]
-            hint = f"there are {', '.join(known[-5:])}" if known else "there is none yet; make one with `guardedit plan`"
+            hint = (
+                f"there are {', '.join(known[-5:])}"
+                if known
+                else "there is none yet; make one with `guardedit plan`"
+            )
             raise NotFoundError(f"no plan {plan_id!r} in {self.home}; {hint}")
         return found[-1]
 

@@ -1,0 +1,209 @@
+"""Commands that prepare and measure: stats collect, sae train | evaluate | show, evaluate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from guardedit.cli.common import (
+    HomeOption,
+    JsonOption,
+    ModelOption,
+    Options,
+    app,
+    console,
+    emit,
+    from_context,
+)
+
+stats = typer.Typer(
+    help="Second moments that edits are solved in.", no_args_is_help=True, rich_markup_mode=None
+)
+sae = typer.Typer(
+    help="Sparse autoencoders that risk and drift are read with.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(stats, name="stats")
+app.add_typer(sae, name="sae")
+
+TextsArgument = Annotated[
+    list[Path] | None, typer.Argument(help="Files (.txt, .jsonl, .jsonl.xz) or folders of them.")
+]
+LayerOption = Annotated[int, typer.Option("--layer", help="The layer that edits write to.")]
+
+
+def _handle(options: Options) -> Any:
+    from guardedit.models.sources import load
+
+    return load(options.model)
+
+
+@stats.command("collect")
+def stats_collect(
+    context: typer.Context,
+    layer: LayerOption,
+    texts: TextsArgument = None,
+    tokens: Annotated[
+        int, typer.Option("--tokens", help="At least 10 per dimension of the key space.")
+    ] = 80_000,
+    seed: Annotated[int, typer.Option("--seed", help="Order of the texts, or of what is sampled.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Kit folder; default: where the model's kit lies.")
+    ] = None,
+    model: ModelOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Collect the second moment of a layer's key space from text, or from the model's own words without any."""
+    from guardedit.pipeline.preparing import collect_statistics
+
+    options = from_context(context, model, home, as_json)
+    status = console().status("collecting")
+    with status:
+        found = collect_statistics(
+            _handle(options),
+            layer,
+            texts or (),
+            tokens,
+            seed,
+            out,
+            lambda n: status.update(f"{n} of {tokens} tokens"),
+        )
+    document = {
+        "hook_name": found.hook_name,
+        "n_tokens": found.n_tokens,
+        "n_excluded": found.n_excluded,
+        "digest": found.digest,
+        "corpus_digest": found.corpus_digest,
+        "warning": found.warning,
+    }
+    emit(options, document, f"{found.hook_name}: {found.n_tokens} tokens. {found.warning or ''}")
+
+
+@sae.command("train")
+def sae_train(
+    context: typer.Context,
+    layer: LayerOption,
+    texts: Annotated[
+        list[Path], typer.Option("--texts", help="File or folder of text, a file a domain. Repeatable.")
+    ],
+    tokens: Annotated[int, typer.Option("--tokens", help="Training tokens to gather.")] = 1_000_000,
+    facts: Annotated[Path | None, typer.Option("--facts", help="JSON lines with prompt and subject.")] = None,
+    hook: Annotated[
+        list[str] | None, typer.Option("--hook", help="A hook; default: the four that guard a layer.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the checkpoints.")] = None,
+    model: ModelOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Gather activations, train, calibrate, grade and label; may be interrupted and goes on where it was."""
+    from guardedit.saes.command import TrainPlan, train_all
+
+    options = from_context(context, model, home, as_json)
+    plan = TrainPlan(
+        texts=tuple(texts), layer=layer, hook_names=tuple(hook or ()), tokens=tokens, facts=facts, out=out
+    )
+    status = console().status("reading texts")
+    with status:
+        made = train_all(_handle(options), plan, lambda what, i, n: status.update(f"{what}: {i} of {n}"))
+    emit(
+        options,
+        {"saes": {name: str(path) for name, path in made.items()}},
+        "\n".join(map(str, made.values())),
+    )
+
+
+@sae.command("show")
+def sae_show(
+    context: typer.Context,
+    hook: Annotated[str | None, typer.Argument(help="A hook; without one, all are listed.")] = None,
+    latent: Annotated[
+        list[int] | None, typer.Option("--latent", help="A latent to explain. Repeatable.")
+    ] = None,
+    model: ModelOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Quality card of the model's SAEs, and what single latents stand for."""
+    from guardedit.errors import NotFoundError
+    from guardedit.saes.checkpoints import load_all
+    from guardedit.saes.command import show
+
+    options = from_context(context, model, home, as_json)
+    saes = load_all(options.model)
+    if hook is not None and hook not in saes:
+        raise NotFoundError(f"no SAE at {hook!r} for {options.model}; there are {', '.join(saes) or 'none'}")
+    chosen = {name: found for name, found in saes.items() if hook in (None, name)}
+    document = {name: show(found, latent or ()) for name, found in chosen.items()}
+    emit(options, document, json.dumps(document, indent=1, ensure_ascii=False, default=str))
+
+
+@sae.command("evaluate")
+def sae_evaluate(
+    context: typer.Context,
+    layer: LayerOption,
+    texts: Annotated[
+        list[Path], typer.Option("--texts", help="File or folder of text, a file a domain. Repeatable.")
+    ],
+    model: ModelOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure again how much of held-out text the model's SAEs explain, by domain."""
+    from guardedit.saes.checkpoints import load_all, root
+    from guardedit.saes.command import TrainPlan, evaluate
+
+    options = from_context(context, model, home, as_json)
+    plan = TrainPlan(texts=tuple(texts), layer=layer)
+    handle = _handle(options)
+    with console().status("grading"):
+        document = {
+            name: evaluate(handle, plan, root() / options.model / name) for name in load_all(options.model)
+        }
+    emit(options, document, json.dumps(document, indent=1, ensure_ascii=False))
+
+
+@app.command()
+def evaluate(
+    context: typer.Context,
+    dataset: Annotated[Path, typer.Argument(help="A CounterFact file: .json, .jsonl or .jsonl.xz.")],
+    editor: Annotated[str, typer.Option("--editor", help="rome or finetune.")] = "rome",
+    limit: Annotated[int | None, typer.Option("--limit", help="How many cases.")] = 100,
+    seed: Annotated[int, typer.Option("--seed", help="Which cases; also of sampling and bootstrap.")] = 0,
+    known_only: Annotated[
+        bool, typer.Option("--known-only", help="Only facts that the model knows.")
+    ] = False,
+    split: Annotated[str | None, typer.Option("--split", help="Only this split of the file.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Also through the chat template.")] = False,
+    neighbours: Annotated[
+        int, typer.Option("--neighbours", help="Fill the neighborhood up to this number.")
+    ] = 0,
+    state: Annotated[Path | None, typer.Option("--state", help="File that makes the run resumable.")] = None,
+    model: ModelOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Edit many facts one at a time and measure efficacy, paraphrase and neighborhood, before and after."""
+    from guardedit.evaluation.datasets import evaluate_dataset
+    from guardedit.evaluation.summary import markdown
+
+    options = from_context(context, model, home, as_json)
+    status = console().status("choosing cases")
+    with status:
+        found = evaluate_dataset(
+            options.guard(),
+            dataset,
+            editor=editor,
+            limit=limit,
+            seed=seed,
+            known_only=known_only,
+            split=split,
+            variants=("raw", "chat") if chat else ("raw",),
+            neighbours=neighbours,
+            state=state,
+            progress=lambda what, i, n: status.update(f"{what}: {i} of {n}"),
+        )
+    emit(options, found.as_json(), markdown(found))
