@@ -7,7 +7,7 @@ latents.py    paired statistics of SAE latents
 behaviour.py  KL, perplexity, lost answers, the edited sentence as distractor
 scores.py     observations -> named scores
 null.py       the bank of accepted real edits that a measurement is ranked in
-measure.py    base_side + measure_drift -> DriftReport (evidence.py: its lists and remarks)
+measure.py    base_side + measure_drift -> DriftReport (lists.py: its lists and remarks)
 """
 
 from __future__ import annotations

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from guardedit.config import cache_folder
-from guardedit.drift import behaviour, latents, scores
-from guardedit.drift import evidence as lists
+from guardedit.drift import behaviour, latents, lists
 from guardedit.drift.cache import numeric_environment
+from guardedit.drift.evidence import NO_PROMPTS, NO_SAE, NOT_FINITE, WATCHED, Evidence, LatentFindings, make
 from guardedit.drift.null import NullBank
 from guardedit.drift.observe import Observation, observe
 from guardedit.drift.probes import PROMPT_SCOPES, ProbeSet
-from guardedit.drift.scores import Evidence, LatentFindings
+from guardedit.drift.scores import all_scores
 from guardedit.drift.sides import (
     BaseSide,
     Progress,
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 Change = EditDelta | Mapping[str, Tensor]
 """A solved delta, or new tensors by parameter name."""
 
-LATENT_SCOPES: tuple[Scope, ...] = ("target", *scores.WATCHED)
+LATENT_SCOPES: tuple[Scope, ...] = ("target", *WATCHED)
 SAME_BYTES = "parameters below the edit have the reference's bytes"
 SAME_ACTIVATIONS = "activations below the edit are bit-identical on a sample"
 SAME_NUMERICS = "both sides ran with the same numeric settings"
@@ -95,7 +95,7 @@ def measure_drift(
         after = tuple(behaviour.beliefs(handle, probes.targets))
         integrity = _integrity(handle, base, probes)
     evidence = _evidence(base, probes, used, seen, after, seed)
-    measured = _ranked(scores.all_scores(evidence), base, probes, bank, bank_model_digest)
+    measured = _ranked(all_scores(evidence), base, probes, bank, bank_model_digest)
     return DriftReport(
         reference=reference,
         scores=tuple(measured),
@@ -185,11 +185,11 @@ def _evidence(
 
 def _untestable(scope: Scope, seen: Observation | None, saes: Mapping[str, Sae]) -> str | None:
     if not saes:
-        return scores.NO_SAE
+        return NO_SAE
     if seen is None:
-        return scores.NO_PROMPTS
+        return NO_PROMPTS
     if not all(seen.hooks[name].finite for name in saes):
-        return scores.NOT_FINITE
+        return NOT_FINITE
     needed = 1 if scope == "target" else latents.MIN_SEQUENCES
     if seen.rows.n_rows < needed:
         return f"{seen.rows.n_rows} sequences; {needed} are the fewest that can show anything"
@@ -232,7 +232,7 @@ def _ranked(
         else bank.refusal(digest, base.layer, base.hook_names, probes.far.n_tokens)
     )
     if bank is None or refusal is not None:
-        return [*measured, scores.make("drift_percentile", None, "percentile", "model", reason=refusal)]
+        return [*measured, make("drift_percentile", None, "percentile", "model", reason=refusal)]
     values = {score.name: score.value for score in measured if score.value is not None}
     overall = bank.overall(values)
     n = len(bank.values("omnibus_far")) or len(bank.values("far_kl"))
@@ -247,7 +247,7 @@ def _ranked(
         else score.model_copy(update={"percentile": bank.percentile(score.name, score.value)})
         for score in measured
     ]
-    return [*placed, scores.make("drift_percentile", overall, "percentile", "model", n=n, reason=reason)]
+    return [*placed, make("drift_percentile", overall, "percentile", "model", n=n, reason=reason)]
 
 
 def with_far(base: BaseSide, other: BaseSide) -> BaseSide:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -95,7 +95,7 @@ class NullBank(Record):
             return "the bank was made on another model"
         if layer != self.layer:
             return f"the bank was made at layer {self.layer}, this edit starts at layer {layer}"
-        if tuple(hook_names) != self.hook_names:
+        if sorted(hook_names) != sorted(self.hook_names):
             return f"the bank watches {', '.join(self.hook_names)}, this measurement {', '.join(hook_names)}"
         if abs(far_tokens - self.far_tokens) > 0.1 * self.far_tokens:
             return f"the bank was made with {self.far_tokens} far tokens, this measurement has {far_tokens}"
@@ -177,26 +177,27 @@ def build_null_bank(
 ) -> NullBank:
     """Measure each edit and collect its numbers; `state` (JSON lines) makes it resumable after each edit.
 
-    `measure` applies the delta, measures and takes it back (`measure.measurer` makes one). A state file of another
+    `measure` applies the delta, measures and takes it back (see `measure.measure_drift`). A state file of another
     model or layer raises IntegrityError instead of being mixed in.
     """
     head = {"model": handle.digest(), "layer": layer, "hooks": list(hook_names), "far_tokens": far_tokens}
     entries = _resume(state, head)
-    chosen = list(edits)
+    total = len(edits) if isinstance(edits, Sized) else None
+    kept: list[BankEntry] = []
     with state.open("a", encoding="utf-8") as file:
-        for index, edit in enumerate(chosen):
+        for edit in edits:
             if edit.name not in entries:
                 report = measure(edit, edit.solve())
                 entries[edit.name] = entry_of(edit, report, accept)
                 file.write(json.dumps(entries[edit.name].model_dump(mode="json")) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
+            kept.append(entries[edit.name])
             if progress is not None:
-                progress(f"drift bank, {edit.name}", (index + 1) / len(chosen))
-    kept = tuple(entries[edit.name] for edit in chosen)
+                progress(f"drift bank, {edit.name}", len(kept) / total if total else 0.0)
     return NullBank(
         model_digest=str(head["model"]), layer=layer, hook_names=tuple(hook_names), far_tokens=far_tokens,
-        entries=kept, note=note,
+        entries=tuple(kept), note=note,
     )  # fmt: skip
 
 
