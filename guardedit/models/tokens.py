@@ -31,7 +31,11 @@ def tokenise(handle: ModelHandle, text: str) -> Tokens:
     bos = handle.tokenizer.bos_token
     written_out = bool(bos) and text.startswith(bos)
     encoded = handle.tokenizer(
-        text, add_special_tokens=not written_out, return_offsets_mapping=True, return_attention_mask=False
+        text,
+        add_special_tokens=not written_out,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        verbose=False,
     )
     if not encoded["input_ids"]:
         raise BadRequestError(f"the text {text!r} has no tokens")
