@@ -16,6 +16,7 @@ from guardedit.errors import (
     IntegrityError,
     SolveError,
     StatisticsMismatchError,
+    StorageError,
     TooFewTokensError,
 )
 from guardedit.models import hooks, sources
@@ -262,6 +263,29 @@ def test_no_flipped_bit_is_read(moment: SecondMoment, tmp_path: Path, compact: b
             # Flips that leave all content as it was: a name nobody reads, or padding.
             assert torch.equal(read.matrix, written.matrix), place
             assert (read.digest, read.n_tokens) == (written.digest, written.n_tokens), place
+
+
+def test_a_written_file_is_as_readable_as_any_other(moment: SecondMoment, tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    moment.save(tmp_path / "moment.safetensors")
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+
+
+def test_a_write_that_cannot_happen_says_so_and_keeps_the_old_file(
+    moment: SecondMoment, tmp_path: Path
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.touch()
+    with pytest.raises(StorageError, match="cannot be written"):
+        moment.save(blocked / "moment.safetensors")
+    target = tmp_path / "folder"
+    target.mkdir()
+    with pytest.raises(StorageError):
+        moment.save(target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"], (
+        "nothing half written is left"
+    )
 
 
 def test_a_file_that_is_something_else_is_refused(tmp_path: Path) -> None:
