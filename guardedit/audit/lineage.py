@@ -58,6 +58,7 @@ class BaseRecord(Sealed):
         """Digest of all but the place: what the first version names as its parent's record."""
         return digest_of(self.model_copy(update={"folder": "", "seal": ""}))
 
+
 class StoredTensor(Record):
     """One tensor that a version changed."""
 
