@@ -10,11 +10,13 @@ import pytest
 import torch
 from drift_helpers import CITIES, FAR, LAYER, PROMPTS, REQUEST, make_delta, make_probes, make_sae, make_saes
 
+from guardedit.drift.cache import KEPT_FILES
 from guardedit.drift.measure import base_side, measure_drift
 from guardedit.drift.null import BankEntry, NullBank
 from guardedit.drift.probes import ProbeSet, build_probes
 from guardedit.drift.sides import BaseSide, monitored_hooks
-from guardedit.edits.deltas import EditDelta, post_images, written
+from guardedit.edits.deltas import EditDelta, LowRank, WeightChange, post_images, written
+from guardedit.edits.keys import keys_everywhere
 from guardedit.errors import BadRequestError, StatisticsMismatchError
 from guardedit.models import sources
 from guardedit.models.handle import ModelHandle
@@ -78,6 +80,23 @@ def test_a_large_edit_is_seen_in_every_scope_and_by_every_instrument(tiny: Model
         "entailed",
     }
     assert report.latents[0].label.startswith("concept")
+
+
+def test_a_planted_concept_is_named_as_the_targets_own_and_as_spill_elsewhere(
+    tiny_llama: ModelHandle, sides: Sides
+) -> None:
+    """An update that writes one latent's direction wherever the MLP is active: that latent leads every list."""
+    sae, planted = make_saes()["blocks.1.hook_mlp_out"], 7
+    left = sae.W_dec[planted].double()[:, None]
+    keys = torch.cat(keys_everywhere(tiny_llama, list(PROMPTS.near), LAYER)).double()
+    right = torch.linalg.lstsq(keys, torch.full((len(keys), 1), 2.0, dtype=torch.float64)).solution.T
+    change = WeightChange(tiny_llama.rewrite_parameter(LAYER), LAYER, LowRank(left, right))
+    report = measured(tiny_llama, sides, EditDelta((change,), "test", {}, {}))
+    for scope, kind in (("target", "intended"), ("near", "spill"), ("far", "spill")):
+        leading = next(x for x in report.latents if x.scope == scope and x.hook_name == sae.hook_name)
+        assert (leading.latent, leading.kind, leading.significant) == (planted, kind, True), scope
+        assert leading.label == "concept 7"
+        assert leading.rate_after > leading.rate_before
 
 
 def test_drift_grows_with_the_edit(tiny_llama: ModelHandle, sides: Sides) -> None:
@@ -180,6 +199,21 @@ def test_a_flipped_byte_in_the_cache_is_noticed_and_computed_again(
         path.write_bytes(bytes(data))
         assert not record_base(tiny_llama, cache=tmp_path)[1].far_from_cache
         assert record_base(tiny_llama, cache=tmp_path)[1].far_from_cache
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(tiny_llama: ModelHandle, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    sides = record_base(tiny_llama, cache=blocked / "drift")
+    assert value(measured(tiny_llama, sides, None), "far_kl") == 0.0
+
+
+def test_old_far_sides_make_room_for_new_ones(tiny_llama: ModelHandle, tmp_path: Path) -> None:
+    for size in range(KEPT_FILES + 2):
+        probes = make_probes(tiny_llama, far_tokens=100 + 40 * size)
+        base_side(tiny_llama, probes, LAYER, cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == KEPT_FILES
+    assert base_side(tiny_llama, probes, LAYER, cache=tmp_path).far_from_cache
 
 
 def test_numbers_that_are_not_finite_are_missing_scores_never_small_ones(
@@ -335,3 +369,15 @@ def test_a_reference_side_whose_unembedding_changed_since_is_refused(
     stale = replace(sides[1], head_digest=digest_of([]))
     with pytest.raises(StatisticsMismatchError, match="unembedding has changed"):
         measured(tiny_llama, (sides[0], stale), None)
+
+
+@pytest.mark.slow
+def test_the_unchanged_default_model_has_exactly_no_drift(default_handle: ModelHandle) -> None:
+    prompts = ProbePrompts(subject=PROMPTS.subject, near=PROMPTS.near)
+    probes = build_probes(default_handle, [REQUEST], [prompts], far_tokens=1024)
+    base = base_side(default_handle, probes, 5)
+    report = measure_drift(default_handle, base, probes, {})
+    for name in ("far_kl", "near_kl", "subject_kl", "far_lost_top1", "raw_shift"):
+        assert value(report, name) == 0.0, name
+    assert value(report, "perplexity_ratio") == 1.0
+    assert all(report.integrity.values())

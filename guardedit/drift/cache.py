@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from guardedit.drift.probes import ProbeSet
 from guardedit.models.handle import ModelHandle, tensor_digest
 from guardedit.records import digest_of
 
@@ -42,33 +42,49 @@ def numeric_environment(handle: ModelHandle) -> str:
     )
 
 
-def far_name(handle: ModelHandle, probes: ProbeSet, layer: int, hooks: Sequence[str]) -> str:
-    """File name, without ending, for all that a far side depends on."""
+def far_path(
+    folder: Path, model_digest: str, layer: int, hooks: Sequence[str], rows_digest: str, environment: str
+) -> Path:
+    """File named by all that a far side depends on."""
     recipe: dict[str, Any] = {
         "format": 1,
-        "model": handle.digest(),
+        "model": model_digest,
         "layer": layer,
         "hooks": list(hooks),
-        "far": probes.far.digest,
-        "environment": numeric_environment(handle),
+        "far": rows_digest,
+        "environment": environment,
     }
-    return digest_of(recipe).removeprefix("sha256:")[:32]
+    return folder / f"{digest_of(recipe).removeprefix('sha256:')[:32]}.safetensors"
 
 
-def save(path: Path, recorded: Sequence[Recorded]) -> None:
-    """Write under a temporary name, flush, rename; then drop the oldest files beyond KEPT_FILES."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {}
-    for index, side in enumerate(recorded):
-        tensors[f"{index}|resid"], tensors[f"{index}|final"] = side.resid, side.final
-        tensors |= {f"{index}|{name}": act for name, act in side.acts.items()}
-    digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
+def save(path: Path, recorded: Sequence[Recorded]) -> bool:
+    """Keep a far side; False where it cannot be written (no space left, say): a cache is no reason to stop."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    plain = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
-    save_file(plain, temporary, metadata={"digests": json.dumps(digests)})
-    _flush(temporary)
-    os.replace(temporary, path)
-    _flush(path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(temporary, recorded)
+        os.replace(temporary, path)
+        _flush(path.parent)
+        _prune(path)
+    except (OSError, SafetensorError):
+        with suppress(OSError):
+            temporary.unlink()
+        return False
+    return True
+
+
+def _write(path: Path, recorded: Sequence[Recorded]) -> None:
+    tensors: dict[str, Tensor] = {}
+    for index, side in enumerate(recorded):
+        named = {"resid": side.resid, "final": side.final, **side.acts}
+        tensors |= {f"{index}|{name}": tensor.contiguous().cpu() for name, tensor in named.items()}
+    digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
+    save_file(tensors, path, metadata={"digests": json.dumps(digests)})
+    _flush(path)
+
+
+def _prune(path: Path) -> None:
+    """Drop the oldest files beyond KEPT_FILES, never the one just written."""
     files = sorted(path.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime, reverse=True)
     for old in [file for file in files if file != path][KEPT_FILES - 1 :]:
         old.unlink(missing_ok=True)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -248,14 +247,3 @@ def _ranked(
         for score in measured
     ]
     return [*placed, make("drift_percentile", overall, "percentile", "model", n=n, reason=reason)]
-
-
-def with_far(base: BaseSide, other: BaseSide) -> BaseSide:
-    """`base` with the far side of `other`, where both read the same control text; saves memory across many edits."""
-    if (base.layer, base.model_digest, base.hook_names) != (
-        other.layer,
-        other.model_digest,
-        other.hook_names,
-    ):
-        raise StatisticsMismatchError("the two reference sides are of another model, layer or set of hooks")
-    return replace(base, recorded={**base.recorded, "far": other.recorded["far"]})

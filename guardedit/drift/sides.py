@@ -87,18 +87,9 @@ def base_side(
     for the far side (`cache_folder() / "drift"`); None computes it anew. A damaged cache file is computed again.
     """
     hooks = usable_hooks(handle, layer, hook_names) or monitored_hooks(handle.n_layers, layer)
+    model_digest = handle.digest()
     with preserved(handle):
-        path = (
-            None
-            if cache is None
-            else cache / f"{cache_files.far_name(handle, probes, layer, hooks)}.safetensors"
-        )
-        far = None if path is None else cache_files.load(path, len(probes.far.batches), hooks)
-        cached = far is not None
-        if far is None:
-            far = list(_reference(handle, probes.far, layer, hooks, progress))
-            if path is not None:
-                cache_files.save(path, far)
+        far, cached = _far_side(handle, probes.far, layer, hooks, model_digest, cache, progress)
         recorded = {"far": far}
         for name, rows in probes.prompts.items():
             recorded[name] = list(_reference(handle, rows, layer, hooks, progress))
@@ -107,7 +98,7 @@ def base_side(
     return BaseSide(
         layer=layer,
         hook_names=hooks,
-        model_digest=handle.digest(),
+        model_digest=model_digest,
         below_digest=below_digest(handle, layer),
         head=head,
         head_digest=_module_digest(head),
@@ -118,6 +109,27 @@ def base_side(
         far_from_cache=cached,
         beliefs=believed,
     )
+
+
+def _far_side(
+    handle: ModelHandle,
+    rows: Rows,
+    layer: int,
+    hooks: Sequence[str],
+    model_digest: str,
+    cache: Path | None,
+    progress: Progress | None,
+) -> tuple[list[Recorded], bool]:
+    """The reference's far side, and whether it came from the cache."""
+    if cache is None:
+        return list(_reference(handle, rows, layer, hooks, progress)), False
+    path = cache_files.far_path(cache, model_digest, layer, hooks, rows.digest, numeric_environment(handle))
+    known = cache_files.load(path, len(rows.batches), hooks)
+    if known is not None:
+        return known, True
+    far = list(_reference(handle, rows, layer, hooks, progress))
+    cache_files.save(path, far)
+    return far, False
 
 
 def below_digest(handle: ModelHandle, layer: int) -> str:
