@@ -14,7 +14,7 @@ from guardedit.edits.keys import key_of
 from guardedit.errors import BadRequestError, SolveError
 from guardedit.models.handle import ModelHandle
 from guardedit.records import EditRequest, RiskReport, Scope, canonical
-from guardedit.risk import rehearsal
+from guardedit.risk import compare, rehearsal
 from guardedit.risk.context import RiskContext
 from guardedit.risk.key_stage import measure_key
 from guardedit.risk.measure import SCORES, measure
@@ -94,7 +94,8 @@ def test_a_rehearsal_that_raises_leaves_the_model_as_it_was_and_says_so(
             yield handle
             raise SolveError("broke under way")
 
-    original = rehearsal.rehearsed
+    original = compare.rehearsed
+    monkeypatch.setattr(compare, "rehearsed", breaking)
     monkeypatch.setattr(rehearsal, "rehearsed", breaking)
     report = measure(ctx, [TOWER], delta)
     rehearsed = [score for score in report.scores if score.stage == "rehearsal"]
@@ -107,7 +108,7 @@ def test_a_bug_in_the_rehearsal_surfaces_and_leaves_no_hook(
     tiny_llama: ModelHandle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ctx, delta = world(tiny_llama)
-    monkeypatch.setattr(rehearsal, "_compared", lambda *_: 1 / "a bug")  # type: ignore[operator]
+    monkeypatch.setattr(compare, "_compared", lambda *_: 1 / "a bug")  # type: ignore[operator]
     with pytest.raises(TypeError):
         measure(ctx, [TOWER], delta)
 
@@ -151,7 +152,7 @@ def test_rehearsal_tells_what_the_written_model_does(tiny: ModelHandle) -> None:
         assert one.top_after == int(after.argmax())
     with written(tiny, delta):
         (logprobs,) = tiny.token_logprobs([TOWER.filled], [TOWER.target_new])
-    assert view.probability(TOWER.target_new, TOWER) == pytest.approx(float(logprobs.sum().exp()), rel=1e-3)
+    assert view.probabilities[0, TOWER.target_new] == pytest.approx(float(logprobs.sum().exp()), rel=1e-3)
 
 
 def last_logprobs(handle: ModelHandle, prompt: str) -> torch.Tensor:

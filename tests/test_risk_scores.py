@@ -151,10 +151,13 @@ def test_without_an_old_target_the_models_own_answer_is_taken(tiny_llama: ModelH
 
 def test_the_tokens_shown_are_those_with_the_largest_share_of_the_move(tiny_llama: ModelHandle) -> None:
     keys = torch.stack([0.1 * unit(0), unit(1), -0.9 * unit(0), 0.5 * unit(0)])
-    view = key_view(context(tiny_llama, bank=bank(keys)), unit(0), unit(1)[None])
-    tokens = key_risk(view).tokens
-    assert [token.token for token in tokens] == ["word2", "word3", "word0", "word1"]
-    assert tokens[0].move == close(0.9)
+    facts = bank(torch.stack([unit(0), 0.7 * unit(0)]), ("facts", "facts"), ("Eiffel Tower", "Louvre"))
+    view = key_view(context(tiny_llama, bank=bank(keys), protected=facts), unit(0), unit(1)[None])
+    tokens = [(token.token, token.domain) for token in key_risk(view).tokens]
+    # The fact about the edited subject itself (move 1.0) is not news.
+    text = [("word2", "prose"), ("word3", "prose"), ("word0", "prose"), ("word1", "prose")]
+    assert tokens == [text[0], ("word1", "facts"), *text[1:]]
+    assert key_risk(view).tokens[0].move == close(0.9)
 
 
 # --- from the solved delta ---

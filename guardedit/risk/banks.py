@@ -52,12 +52,22 @@ class KeyBank:
 
     def of_domain(self, domain: str, without: Sequence[str] = ()) -> Float[Tensor, "m d_in"]:
         """Keys of one domain, leaving out facts about the subjects in `without`."""
+        return self.keys[self._rows(domain, without)]
+
+    def part(self, domain: str, without: Sequence[str] = ()) -> KeyBank:
+        """The bank of one domain, leaving out facts about the subjects in `without`."""
+        rows = self._rows(domain, without)
+        words = (self.tokens, self.contexts, self.domains, self.subjects)
+        tokens, contexts, domains, subjects = (tuple(column[row] for row in rows) for column in words)
+        return KeyBank(self.keys[rows], tokens, contexts, domains, subjects, self.digest)
+
+    def _rows(self, domain: str, without: Sequence[str]) -> list[int]:
         left_out = {subject.casefold() for subject in without}
-        rows = [
-            row for row, (name, subject) in enumerate(zip(self.domains, self.subjects, strict=True))
+        named = enumerate(zip(self.domains, self.subjects, strict=True))
+        return [
+            row for row, (name, subject) in named
             if name == domain and not (subject and subject.casefold() in left_out)
         ]  # fmt: skip
-        return self.keys[rows]
 
 
 @dataclass(frozen=True)

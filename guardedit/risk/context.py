@@ -75,12 +75,6 @@ class RiskContext:
         return float(((weight @ self.second_moment.matrix.cpu()) * weight).sum())
 
     @cached_property
-    def bank_output_norms(self) -> Float[Tensor, " n"]:
-        """‖W x‖ of every bank key."""
-        norms: Tensor = torch.linalg.vector_norm(self.bank.keys @ self.weight.T, dim=1)
-        return norms
-
-    @cached_property
     def neuron_latents(self) -> Float[Tensor, " d_in"]:
         """Effective number of latents per neuron: participation ratio over f of E[a_f²]·W_dec[f, n]².
 

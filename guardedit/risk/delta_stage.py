@@ -19,7 +19,7 @@ from guardedit.errors import MissingStatisticsError
 from guardedit.models.handle import preserved
 from guardedit.records import EditRequest, LatentLeak, Score, TokenMove
 from guardedit.risk.context import RiskContext, entropy_count
-from guardedit.risk.key_stage import KeyView, top_tokens_of, views_of
+from guardedit.risk.key_stage import KeyView, shown_tokens, views_of
 from guardedit.risk.scores import Measured, ScoreRule, measure_all
 
 SHOWN_LATENTS = 12
@@ -61,6 +61,12 @@ class DeltaView:
         """‖ΔW x‖ of each bank key, float32."""
         norms: Tensor = torch.linalg.vector_norm(self.update.move(self.context.bank.keys), dim=1)
         return norms
+
+    def relative_moves(self, keys: Float[Tensor, "n d_in"]) -> Float[Tensor, " n"]:
+        """‖ΔW x‖ / ‖W x‖ of each key."""
+        moved, said = self.update.move(keys), keys @ self.context.weight.T
+        ratio: Tensor = torch.linalg.vector_norm(moved, dim=1) / torch.linalg.vector_norm(said, dim=1)
+        return ratio
 
     @cached_property
     def leaks(self) -> Float[Tensor, " d_sae"]:
@@ -192,7 +198,7 @@ class DeltaRisk:
     latents: tuple[LatentLeak, ...]
     """Latents that leak most, largest first."""
     tokens: tuple[TokenMove, ...]
-    """Bank tokens with the largest ‖ΔW x‖ / ‖W x‖."""
+    """Tokens in context with the largest ‖ΔW x‖ / ‖W x‖."""
 
 
 def measure_delta(context: RiskContext, requests: Sequence[EditRequest], delta: EditDelta) -> DeltaRisk:
@@ -208,7 +214,8 @@ def delta_risk(view: DeltaView) -> DeltaRisk:
     latents = _top_latents(view) if value["latent_leak"] is not None else ()
     tokens: tuple[TokenMove, ...] = ()
     if value["leakage_tail"] is not None:
-        tokens = top_tokens_of(view.context.bank, view.bank_moves / view.context.bank_output_norms)
+        requests = [one.request for one in view.views]
+        tokens = shown_tokens(view.context, requests, view.relative_moves)
     return DeltaRisk(scores, latents, tokens)
 
 

@@ -7,7 +7,7 @@ what the subject moves by (Meng et al. 2022, eq. 2; Hu et al. 2024, "Knowledge i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,6 +24,7 @@ from guardedit.risk.neighbours import NearProbe, near_probes
 from guardedit.risk.scores import Measured, ScoreRule, measure_all
 
 SHOWN_TOKENS = 12
+SHOWN_FACTS = 6
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,16 @@ class KeyView:
         """|k_n (C⁻¹k)_n| / Σ: how much of kᵀC⁻¹k a neuron carries."""
         carried = (self.k * self.whitened).abs()
         return carried / carried.sum()
+
+    @cached_property
+    def surprises(self) -> dict[str, tuple[float, int]]:
+        """Per named target, −log P(target | prompt) in nats, summed over its tokens, and their number."""
+        targets = [t for t in (self.request.target_true, self.request.target_new) if t is not None]
+        found = self.context.handle.token_logprobs([self.request.filled] * len(targets), targets)
+        return {
+            target: (-float(logprobs.double().sum()), len(logprobs))
+            for target, logprobs in zip(targets, found, strict=True)
+        }
 
     @cached_property
     def own_answer(self) -> tuple[str, float]:
@@ -196,7 +207,7 @@ def conflict_old_nats(view: KeyView) -> Measured:
     if view.request.target_true is None:
         answer, logprob = view.own_answer
         return Measured(-logprob, 1, reason=f"target_true is not named; the model's own answer is {answer!r}")
-    return _surprise(view, view.request.target_true)
+    return Measured(*view.surprises[view.request.target_true])
 
 
 def conflict_new_nats(view: KeyView) -> Measured:
@@ -204,12 +215,7 @@ def conflict_new_nats(view: KeyView) -> Measured:
 
     Nats, 0 upwards. Source: priming follows the keyword's probability before learning ("How new data permeates").
     """
-    return _surprise(view, view.request.target_new)
-
-
-def _surprise(view: KeyView, target: str) -> Measured:
-    (logprobs,) = view.context.handle.token_logprobs([view.request.filled], [target])
-    return Measured(-float(logprobs.double().sum()), len(logprobs))
+    return Measured(*view.surprises[view.request.target_new])
 
 
 KEY_SCORES: dict[str, ScoreRule[KeyView]] = {
@@ -232,7 +238,7 @@ class KeyRisk:
 
     scores: tuple[Score, ...]
     tokens: tuple[TokenMove, ...]
-    """Tokens of the bank with the largest |p(x)|: `move` is the share of the subject's own move."""
+    """Tokens in context with the largest |p(x)|: `move` is the share of the subject's own move."""
 
 
 def measure_key(context: RiskContext, request: EditRequest) -> KeyRisk:
@@ -246,23 +252,35 @@ def key_risk(view: KeyView) -> KeyRisk:
     scores = measure_all(KEY_SCORES, view, view.context.seed)
     if scores[0].value is None:  # without a usable key_leakage, p(x) means nothing
         return KeyRisk(scores, ())
-    return KeyRisk(scores, top_tokens_of(view.context.bank, view.p(view.context.bank.keys).abs()))
+    return KeyRisk(scores, shown_tokens(view.context, (view.request,), lambda keys: view.p(keys).abs()))
 
 
-def top_tokens_of(
-    bank: KeyBank, moves: Float[Tensor, " n"], shown: int = SHOWN_TOKENS
+def shown_tokens(
+    context: RiskContext, requests: Sequence[EditRequest], move: Callable[[Tensor], Tensor]
 ) -> tuple[TokenMove, ...]:
-    """The bank's tokens that move most, at most two of a kind so that one word does not fill the list."""
+    """What moves most, largest first: tokens of control text, and facts about other subjects than the edited ones."""
+    edited = [request.subject for request in requests]
+    facts = context.protected.part("facts", without=edited)
+    text = top_tokens_of(context.bank, move(context.bank.keys), SHOWN_TOKENS)
+    named = top_tokens_of(facts, move(facts.keys), SHOWN_FACTS) if len(facts.keys) else ()
+    return tuple(sorted((*text, *named), key=lambda token: -token.move))
+
+
+def top_tokens_of(bank: KeyBank, moves: Float[Tensor, " n"], shown: int) -> tuple[TokenMove, ...]:
+    """The bank's tokens that move most: each context once and at most two of a kind, so that no word fills the list."""
     found: list[TokenMove] = []
     kinds: Counter[str] = Counter()
+    contexts: set[str] = set()
     for row in moves.argsort(descending=True, stable=True).tolist():
-        kind = bank.tokens[row].strip().lower()
-        if kinds[kind] == 2 or not torch.isfinite(moves[row]):
+        kind, context = bank.tokens[row].strip().lower(), bank.contexts[row]
+        if kinds[kind] == 2 or context in contexts or not torch.isfinite(moves[row]):
             continue
         kinds[kind] += 1
-        move = float(moves[row])
+        contexts.add(context)
         found.append(
-            TokenMove(context=bank.contexts[row], token=bank.tokens[row], move=move, domain=bank.domains[row])
+            TokenMove(
+                context=context, token=bank.tokens[row], move=float(moves[row]), domain=bank.domains[row]
+            )
         )
         if len(found) == shown:
             break

@@ -203,7 +203,8 @@ def _behind(prefix: str, text: str, subject: str) -> str:
 def _near(
     handle: ModelHandle, request: EditRequest, found: Match | None, n: int, seed: int
 ) -> tuple[tuple[NearProbe, ...], str]:
-    named = tuple(NearProbe(prompt, _subject_in(request, prompt)) for prompt in request.neighborhood)
+    known = (request.prompt, *(found.relation.prompts if found is not None else ()))
+    named = tuple(NearProbe(prompt, _subject_in(prompt, known)) for prompt in request.neighborhood)
     if len(named) >= n:
         return named, "none generated"
     if found is not None:
@@ -223,12 +224,14 @@ def _near(
     return tuple(seen.values()), origin
 
 
-def _subject_in(request: EditRequest, prompt: str) -> str | None:
-    """The subject of a named prompt that is worded as the request's own, else None."""
-    front, back = request.prompt.split("{}")
-    inside = prompt[len(front) : len(prompt) - len(back)]
-    fits = prompt.startswith(front) and prompt.endswith(back) and len(prompt) > len(front) + len(back)
-    return inside.strip() or None if fits else None
+def _subject_in(prompt: str, wordings: Sequence[str]) -> str | None:
+    """The subject of a named prompt that is worded as one of `wordings`, else None."""
+    for wording in wordings:
+        front, back = wording.split("{}")
+        inside = prompt[len(front) : len(prompt) - len(back)].strip()
+        if inside and prompt.startswith(front) and prompt.endswith(back):
+            return inside
+    return None
 
 
 def _table_subjects(request: EditRequest, found: Match) -> list[str]:

@@ -6,43 +6,21 @@ edited layer run once for both sides; logits are computed at each prompt's last 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
-
 from guardedit.edits.deltas import EditDelta, rehearsed
-from guardedit.models.handle import ModelHandle, preserved
-from guardedit.models.hooks import record, resume
+from guardedit.models.handle import preserved
 from guardedit.records import EditRequest, ProbeChange, ProbePrompts, Scope, Score
+from guardedit.risk.compare import Compared, compare
 from guardedit.risk.context import RiskContext
 from guardedit.risk.neighbours import Probes, ProbeSizes, first_tokens, noted, unfiltered_probes
 from guardedit.risk.scores import Measured, ScoreRule, mean_with_interval, measure_all
 
-BATCH = 16
-"""Prompts a forward pass, sorted by length."""
 SHOWN_PROBES = 8
 """Prompts a scope in the report, those that change most first; those of the target are all shown."""
-
-
-@dataclass(frozen=True)
-class Compared:
-    """One prompt's next-token distribution, before and rehearsed."""
-
-    scope: Scope
-    prompt: str
-    top_before: int
-    top_after: int
-    p_before: float
-    """Of the old top token."""
-    p_after: float
-    """Of the same token."""
-    kl_nats: float
-    """KL(before ‖ rehearsed)."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +64,19 @@ class RehearsalView:
         whole = zip(self.requests, self.probes, subjects, strict=True)
         return tuple(noted(request, replace(probes, subject=subject)) for request, probes, subject in whole)
 
-    def probability(self, target: str, request: EditRequest) -> float:
-        """P(target | prompt) under the rehearsed delta: the product over its tokens."""
-        handle = self.context.handle
+    @cached_property
+    def probabilities(self) -> dict[tuple[int, str], float]:
+        """P(target | prompt) under the rehearsed delta, the product over its tokens, by request and target."""
+        asked = [
+            (index, target)
+            for index, request in enumerate(self.requests)
+            for target in (request.target_new, request.target_true)
+            if target is not None
+        ]
+        handle, prompts = self.context.handle, [self.requests[index].filled for index, _ in asked]
         with rehearsed(handle, self.delta):
-            (logprobs,) = handle.token_logprobs([request.filled], [target])
-        return float(logprobs.double().sum().exp())
+            found = handle.token_logprobs(prompts, [target for _, target in asked])
+        return {one: float(logprobs.double().sum().exp()) for one, logprobs in zip(asked, found, strict=True)}
 
 
 def shared(sizes: ProbeSizes, n_requests: int) -> ProbeSizes:
@@ -120,64 +105,6 @@ def _without_own_relation(
         if one.scope == "subject" and (one.prompt in named or one.top_before not in answers)
     ]
     return (*(one for one in found if one.scope != "subject"), *subject[: max(size, len(named))])
-
-
-@torch.no_grad()
-def compare(
-    handle: ModelHandle, delta: EditDelta, prompts: Sequence[str], scopes: Sequence[Scope]
-) -> list[Compared]:
-    """Each prompt's last position before and under the rehearsed delta, in the order given. Nothing is written."""
-    order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
-    found: dict[int, Compared] = {}
-    for start in range(0, len(order), BATCH):
-        chunk = order[start : start + BATCH]
-        before, after = _both_sides(handle, delta, [prompts[i] for i in chunk])
-        if not bool(torch.isfinite(before).all() and torch.isfinite(after).all()):
-            raise FloatingPointError("a next-token distribution came out as NaN or infinite")
-        for row, index in enumerate(chunk):
-            found[index] = _compared(before[row], after[row], scopes[index], prompts[index])
-    return [found[index] for index in range(len(prompts))]
-
-
-def _both_sides(
-    handle: ModelHandle, delta: EditDelta, prompts: Sequence[str]
-) -> tuple[Float[Tensor, "n vocab"], Float[Tensor, "n vocab"]]:
-    """Log-probabilities (nats, float64) at the last position, before and rehearsed."""
-    batch = handle.encode(prompts)
-    ids, mask = batch["input_ids"], batch["attention_mask"]
-    lowest = min(delta.layers)
-    name = f"blocks.{lowest}.hook_resid_pre"
-    with record(handle, [name]) as seen:
-        before = _last_logprobs(handle, ids, mask)
-    with ExitStack() as stack:
-        stack.enter_context(resume(handle, lowest, seen[name]))
-        stack.enter_context(rehearsed(handle, delta))
-        after = _last_logprobs(handle, ids, mask)
-    return before, after
-
-
-def _last_logprobs(
-    handle: ModelHandle, ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"]
-) -> Float[Tensor, "batch vocab"]:
-    real = mask.bool()
-    last = real & (real.cumsum(1) == real.sum(1, keepdim=True))
-    return handle.logits_at(handle.hidden(ids, mask), last).double().log_softmax(-1)
-
-
-def _compared(
-    before: Float[Tensor, " vocab"], after: Float[Tensor, " vocab"], scope: Scope, prompt: str
-) -> Compared:
-    top = int(before.argmax())
-    return Compared(
-        scope=scope,
-        prompt=prompt,
-        top_before=top,
-        top_after=int(after.argmax()),
-        p_before=float(before[top].exp()),
-        p_after=float(after[top].exp()),
-        # Rounding can take the KL of nearly equal distributions below its bound.
-        kl_nats=max(0.0, float((before.exp() * (before - after)).sum())),
-    )
 
 
 def _kl(view: RehearsalView, scope: Scope) -> Measured:
@@ -220,8 +147,8 @@ def rehearsed_entailed_kl(view: RehearsalView) -> Measured:
 
 def rehearsed_p_new(view: RehearsalView) -> Measured:
     """P(new target | prompt) rehearsed, the product over its tokens; the lowest of several requests. 0 to 1."""
-    values = [view.probability(request.target_new, request) for request in view.requests]
-    return Measured(min(values), len(values))
+    values = [view.probabilities[index, request.target_new] for index, request in enumerate(view.requests)]
+    return _extreme(min, values)
 
 
 def rehearsed_p_old(view: RehearsalView) -> Measured:
@@ -230,12 +157,17 @@ def rehearsed_p_old(view: RehearsalView) -> Measured:
     Where no old target is named, the probability of the model's old most likely next token.
     """
     values = []
-    for request in view.requests:
+    for index, request in enumerate(view.requests):
         if request.target_true is not None:
-            values.append(view.probability(request.target_true, request))
+            values.append(view.probabilities[index, request.target_true])
         else:
-            values += [one.p_after for one in view.of("target") if one.prompt == request.filled]
-    return Measured(max(values), len(values))
+            values += [one.p_after for one in view.compared[index] if one.prompt == request.filled]
+    return _extreme(max, values)
+
+
+def _extreme(pick: Callable[[list[float]], float], values: list[float]) -> Measured:
+    """The worst of several; min and max of Python pass over a NaN, which must not be passed over."""
+    return Measured(pick(values) if all(map(math.isfinite, values)) else math.nan, len(values))
 
 
 REHEARSAL_SCORES: dict[str, ScoreRule[RehearsalView]] = {

@@ -1,0 +1,93 @@
+"""The next token after each prompt, before an edit and under it as a hook: both sides in one go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from guardedit.edits.deltas import EditDelta, rehearsed
+from guardedit.models.handle import ModelHandle
+from guardedit.models.hooks import record, resume
+from guardedit.records import Scope
+
+BATCH = 16
+"""Prompts a forward pass, sorted by length."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One prompt's next-token distribution, before and rehearsed."""
+
+    scope: Scope
+    prompt: str
+    top_before: int
+    top_after: int
+    p_before: float
+    """Of the old top token."""
+    p_after: float
+    """Of the same token."""
+    kl_nats: float
+    """KL(before ‖ rehearsed)."""
+
+
+@torch.no_grad()
+def compare(
+    handle: ModelHandle, delta: EditDelta, prompts: Sequence[str], scopes: Sequence[Scope]
+) -> list[Compared]:
+    """Each prompt's last position before and under the rehearsed delta, in the order given. Nothing is written."""
+    order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
+    found: dict[int, Compared] = {}
+    for start in range(0, len(order), BATCH):
+        chunk = order[start : start + BATCH]
+        before, after = _both_sides(handle, delta, [prompts[i] for i in chunk])
+        if not bool(torch.isfinite(before).all() and torch.isfinite(after).all()):
+            raise FloatingPointError("a next-token distribution came out as NaN or infinite")
+        for row, index in enumerate(chunk):
+            found[index] = _compared(before[row], after[row], scopes[index], prompts[index])
+    return [found[index] for index in range(len(prompts))]
+
+
+def _both_sides(
+    handle: ModelHandle, delta: EditDelta, prompts: Sequence[str]
+) -> tuple[Float[Tensor, "n vocab"], Float[Tensor, "n vocab"]]:
+    """Log-probabilities (nats, float64) at the last position, before and rehearsed."""
+    batch = handle.encode(prompts)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    lowest = min(delta.layers)
+    name = f"blocks.{lowest}.hook_resid_pre"
+    with record(handle, [name]) as seen:
+        before = _last_logprobs(handle, ids, mask)
+    with ExitStack() as stack:
+        stack.enter_context(resume(handle, lowest, seen[name]))
+        stack.enter_context(rehearsed(handle, delta))
+        after = _last_logprobs(handle, ids, mask)
+    return before, after
+
+
+def _last_logprobs(
+    handle: ModelHandle, ids: Int[Tensor, "batch seq"], mask: Int[Tensor, "batch seq"]
+) -> Float[Tensor, "batch vocab"]:
+    real = mask.bool()
+    last = real & (real.cumsum(1) == real.sum(1, keepdim=True))
+    return handle.logits_at(handle.hidden(ids, mask), last).double().log_softmax(-1)
+
+
+def _compared(
+    before: Float[Tensor, " vocab"], after: Float[Tensor, " vocab"], scope: Scope, prompt: str
+) -> Compared:
+    top = int(before.argmax())
+    return Compared(
+        scope=scope,
+        prompt=prompt,
+        top_before=top,
+        top_after=int(after.argmax()),
+        p_before=float(before[top].exp()),
+        p_after=float(after[top].exp()),
+        # Rounding can take the KL of nearly equal distributions below its bound.
+        kl_nats=max(0.0, float((before.exp() * (before - after)).sum())),
+    )
