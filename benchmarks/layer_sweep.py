@@ -38,7 +38,9 @@ def train_cases(data: Path) -> list[dict[str, Any]]:
         case["template"] = re.sub(re.escape(case["subject"]), "{}", case["prompt"], count=1)
         groups[case["template"], case["ground_truth"]].append(case)
     for case in cases:
-        others = [c for c in groups[case["template"], case["ground_truth"]] if c["subject"] != case["subject"]]
+        others = [
+            c for c in groups[case["template"], case["ground_truth"]] if c["subject"] != case["subject"]
+        ]
         case["neighbours"] = [case["locality_prompt"], *(c["prompt"] for c in others[: NEIGHBOURS - 1])]
     return [case for case in cases if case["template"].count("{}") == 1]
 
@@ -93,7 +95,9 @@ def request_of(case: dict[str, Any]) -> EditRequest:
     )
 
 
-def edit_row(handle: ModelHandle, case: dict[str, Any], moment: SecondMoment, hparams: RomeHparams) -> dict[str, Any]:
+def edit_row(
+    handle: ModelHandle, case: dict[str, Any], moment: SecondMoment, hparams: RomeHparams
+) -> dict[str, Any]:
     """Solve, write, measure and restore one edit."""
     started = time.perf_counter()
     delta: EditDelta = solve_rome(handle, [request_of(case)], hparams, {moment.hook_name: moment}, seed=0)
@@ -126,7 +130,9 @@ def main() -> None:
     contexts = sample_contexts(handle, args.prefixes, seed=0)
     done = set()
     if args.out.exists():
-        done = {(r["tag"], r["layer"], r["case_id"]) for r in map(json.loads, args.out.read_text().splitlines())}
+        done = {
+            (r["tag"], r["layer"], r["case_id"]) for r in map(json.loads, args.out.read_text().splitlines())
+        }
     with args.out.open("a") as out:
         for case in chosen:
             base = measure(handle, case)
@@ -134,7 +140,9 @@ def main() -> None:
                 if (args.tag, layer, case["case_id"]) in done:
                     continue
                 moment = SecondMoment.load(args.moments / f"{key_hook(layer)}.safetensors")
-                hparams = RomeHparams(layer=layer, contexts=contexts, clamp_norm_factor=args.clamp, learning_rate=args.lr)
+                hparams = RomeHparams(
+                    layer=layer, contexts=contexts, clamp_norm_factor=args.clamp, learning_rate=args.lr
+                )
                 row = edit_row(handle, case, moment, hparams)
                 line = {"tag": args.tag, "layer": layer, "case_id": case["case_id"], "base": base, **row}
                 out.write(json.dumps(line) + "\n")

@@ -39,7 +39,7 @@ from guardedit.risk.measure import measure
 from guardedit.risk.neighbours import generated_probes
 
 SEED = 0
-NEIGHBOURS = 10
+NEIGHBOURS = 5
 PROTOCOL = (
     "CounterFact train, true object known to the model (greedy), drawn by seed 0; neighbours: other subjects of the "
     "same relation and object from train"

@@ -1,0 +1,275 @@
+"""Write the shipped policy: pre-op limits are percentiles of the bank of real edits, post-op limits are absolute harm.
+
+    python -m benchmarks.write_policy guardedit/assets/smollm2-135m
+
+Prints the table of docs/policy_smollm2.md. The rules are below; the numbers of the pre-op ones come from preop_bank.json.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from guardedit.gate.policy import load_policy
+from guardedit.gate.reference import ReferenceBank
+from guardedit.pipeline.kit import POLICY, PREOP_BANK, read_kit, write_kit
+
+SOFT_SHARE, HARD_FACTOR = 0.975, 2.0
+"""A soft limit stops about one real edit in forty by itself; a hard one starts at twice the largest of the bank."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule; `limit` None takes it from the bank."""
+
+    metric: str
+    sentence: str
+    why: str
+    level: str = "soft"
+    op: str = "<="
+    limit: float | None = None
+    hard_too: bool = False
+    stage: str | None = None
+
+    @property
+    def id(self) -> str:
+        """The metric's own name."""
+        return self.metric.split("/")[1].replace("_", "-")
+
+
+PREOP = (
+    Rule(
+        "preop/key_leakage",
+        "How widely the subject's key is shared by ordinary text is {value}; nearly all real edits stay {op} {limit}.",
+        "a key that much text shares moves much text, whatever is written at it (1/(kᵀC⁻¹k))",
+        stage="key",
+    ),
+    Rule(
+        "preop/leakage_share",
+        "Ordinary text would be moved by {value} of the layer's own output energy; the limit is {limit}.",
+        "the mean damage far from the edit follows this number",
+        hard_too=True,
+    ),
+    Rule(
+        "preop/leakage_tail",
+        "One token in a hundred would be moved by {value} or more; the limit is {limit}.",
+        "damage sits in the tail, not in the mean",
+        hard_too=True,
+    ),
+    Rule(
+        "preop/near_interference",
+        "Facts of the same kind about other subjects would be moved by {value}; the limit is {limit}.",
+        "neighbours are where a single edit hurts most outside its subject",
+        hard_too=True,
+    ),
+    Rule(
+        "preop/protected_interference_facts",
+        "Well-known facts that must stay would be moved by {value}; the limit is {limit}.",
+        "the protected bank: facts",
+    ),
+    Rule(
+        "preop/protected_interference_python",
+        "Python code would be moved by {value}; the limit is {limit}.",
+        "the protected bank: code",
+    ),
+    Rule(
+        "preop/protected_interference_prose",
+        "Everyday prose would be moved by {value}; the limit is {limit}.",
+        "the protected bank: prose",
+    ),
+    Rule(
+        "preop/latent_leak",
+        "The concepts that the write picks up carry {value} of energy with them; the limit is {limit}.",
+        "the polysemanticity of the write: how much of which concepts' energy its read-out direction picks up",
+    ),
+    Rule(
+        "preop/delta_norm_ratio",
+        "The update has {value} times the norm of the weight; the limit is {limit}.",
+        "a runaway update destroys a model at once (the collapse of the published ROME)",
+        hard_too=True,
+    ),
+    Rule(
+        "preop/rehearsed_subject_kl",
+        "Rehearsed on other questions about the same subject, the answers move by {value} nats; the limit is {limit}.",
+        "the subject's other facts share its key: what happens to them can only be rehearsed",
+    ),
+    Rule(
+        "preop/rehearsed_near_kl",
+        "Rehearsed on the same question about other subjects, the answers move by {value} nats; the limit is {limit}.",
+        "neighbours, rehearsed",
+    ),
+    Rule(
+        "preop/rehearsed_p_new",
+        "Rehearsed, the model gives the new answer a probability of {value}; at least {limit} is asked for.",
+        "an edit that does not take is damage without a use",
+        op=">=",
+        limit=0.2,
+    ),
+    Rule(
+        "preop/subject_position",
+        "The subject begins at token {value} of the prompt; {limit} or later is asked for.",
+        "this tokenizer adds no token in front, and what stands first in a text has a key unlike any other",
+        op=">=",
+        limit=0.0,
+        level="advisory",
+    ),
+    Rule(
+        "preop/sae_view",
+        "The SAE leaves {value} of this key unexplained; above {limit} its names for concepts say little.",
+        "how far the list of concepts can be trusted",
+        level="advisory",
+    ),
+)
+
+POSTOP = (
+    Rule(
+        "postop/target_success",
+        "The new answer beats the old one in {value} of the edited prompts; {limit} is asked for.",
+        "an edit that does not take is undone",
+        level="hard",
+        op=">=",
+        limit=1.0,
+    ),
+    Rule(
+        "postop/paraphrase_success",
+        "The new answer beats the old one in {value} of the other wordings; at least {limit} is asked for.",
+        "a fact that holds in one wording only is a fact about a wording",
+        level="soft",
+        op=">=",
+        limit=0.5,
+    ),
+    Rule(
+        "postop/far_kl",
+        "On unrelated text the predictions moved by {value} nats a token in the worst domain; the limit is {limit}.",
+        "a hundredth of a nat is about one per cent in perplexity: more would be felt in everything",
+        level="hard",
+        limit=0.01,
+    ),
+    Rule(
+        "postop/far_lost_top1",
+        "On unrelated text {value} of the most likely next words changed; the limit is {limit}.",
+        "two words in a hundred",
+        level="hard",
+        limit=0.02,
+    ),
+    Rule(
+        "postop/perplexity_ratio",
+        "Text became {value} times as hard to predict in the worst domain; the limit is {limit}.",
+        "one per cent",
+        level="hard",
+        limit=1.01,
+    ),
+    Rule(
+        "postop/near_lost_top1",
+        "The same question about other subjects lost {value} of its answers; the limit is {limit}.",
+        "one neighbour in five",
+        level="hard",
+        limit=0.2,
+    ),
+    Rule(
+        "postop/near_kl",
+        "The same question about other subjects moved by {value} nats; the limit is {limit}.",
+        "a quarter of a nat: an answer of 90 % keeps about 70 %",
+        level="hard",
+        limit=0.25,
+    ),
+    Rule(
+        "postop/subject_lost_top1",
+        "Other questions about the same subject lost {value} of their answers; the limit is {limit}.",
+        "half of what else is said about the subject must stand",
+        level="hard",
+        limit=0.5,
+    ),
+    Rule(
+        "postop/lineage_far_kl",
+        "Against the first version, all edits together moved unrelated text by {value} nats; the limit is {limit}.",
+        "many small edits must not add up unseen",
+        level="hard",
+        limit=0.05,
+    ),
+    Rule(
+        "postop/lineage_perplexity_ratio",
+        "Against the first version, text became {value} times as hard to predict; the limit is {limit}.",
+        "many small edits must not add up unseen",
+        level="hard",
+        limit=1.05,
+    ),
+    Rule(
+        "postop/drifted_latents_far",
+        "On unrelated text {value} concepts fire differently than before; above {limit} a reviewer should look.",
+        "shown, not binding: no study yet ties a number of drifted latents to harm",
+        level="advisory",
+        limit=0.0,
+    ),
+    Rule(
+        "postop/sae_validity",
+        "Reconstruction of the edited activations changed by a factor of {value}; above {limit} the SAE's view is in doubt.",
+        "an SAE that no longer fits cannot bear witness",
+        level="soft",
+        limit=1.1,
+    ),
+)
+
+
+def limits(rule: Rule, bank: ReferenceBank) -> list[tuple[str, float, str, str]]:
+    """(id, limit, level, source) of a rule: one line, or a soft and a hard one."""
+    if rule.limit is not None:
+        return [(rule.id, rule.limit, rule.level, "absolute")]
+    soft = rounded(bank.quantile(rule.metric, SOFT_SHARE))
+    where = f"p{SOFT_SHARE * 100:g} of n={len(bank.values[rule.metric])} real edits by {bank.editor}, seed {bank.seed}"
+    found = [(rule.id, soft, rule.level, where)]
+    if rule.hard_too:
+        top = rounded(HARD_FACTOR * max(bank.values[rule.metric]))
+        found.append(
+            (f"{rule.id}-hard", top, "hard", f"{HARD_FACTOR:g} x the largest of the same {bank.n} edits")
+        )
+    return found
+
+
+def rounded(value: float) -> float:
+    """Two significant digits: more would pretend to be known."""
+    return float(f"{value:.2g}")
+
+
+def rule_text(rule: Rule, name: str, limit: float, level: str, source: str) -> str:
+    """One [[rule]] table."""
+    fields: dict[str, Any] = {
+        "id": name,
+        "metric": rule.metric,
+        "op": rule.op,
+        "limit": limit,
+        "level": level,
+        "sentence": rule.sentence,
+        "why": rule.why,
+        "source": source,
+    }
+    if rule.stage:
+        fields["stage"] = rule.stage
+    lines = [
+        f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {value!r}"
+        for key, value in fields.items()
+    ]
+    return "\n".join(["[[rule]]", *lines])
+
+
+def main() -> None:
+    """Write policy.toml and kit.json, print the table."""
+    folder = Path(sys.argv[1])
+    bank = ReferenceBank.load(folder / PREOP_BANK)
+    rows = [(rule, *line) for rule in (*PREOP, *POSTOP) for line in limits(rule, bank)]
+    head = f'version = 1\nname = "{bank.model}-standard"\n\n[defaults]\non_soft_fail = "needs-approval"\n'
+    text = head + "\n" + "\n\n".join(rule_text(*row) for row in rows) + "\n"
+    (folder / POLICY).write_text(text, encoding="utf-8")
+    policy = load_policy(folder / POLICY)
+    kit = read_kit(folder / "kit.json")
+    write_kit(folder, layer=kit["layer"], hparams=kit["hparams"])
+    out = ["| rule | metric | limit | level | where the number comes from |", "|---|---|---|---|---|"]
+    for rule, name, limit, level, source in rows:
+        out.append(f"| {name} | `{rule.metric}` | {rule.op} {limit:g} | {level} | {source}: {rule.why} |")
+    sys.stdout.write("\n".join([*out, "", f"Digest: `{policy.digest}`", ""]))
+
+
+if __name__ == "__main__":
+    main()
