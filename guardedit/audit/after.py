@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from guardedit.audit.before import ROWS, left_out, limits_table, probes_table, scores_table
 from guardedit.audit.sheet import Cell, Code, Intervals, Picture, Point, Section, Table, Volcano
+from guardedit.audit.tables import ROWS, left_out, limits_table, probes_table, scores_table
 from guardedit.audit.words import (
     KINDS,
     SCOPES,
@@ -18,8 +18,9 @@ from guardedit.audit.words import (
 from guardedit.records import AuditReport, DomainDrift, DriftReport, LatentDrift
 
 _YES, _NO = Sign("✓", "yes", "good"), Sign("✗", "no", "bad")
-_QUIET_POINTS = 1200
-_PREVIOUS = "The same tokens were read by the version before and by the staged copy. Whatever differs comes from the edit."
+_LOUD_POINTS, _QUIET_POINTS = 500, 700
+"""Most markers drawn, so that the page stays small; the counts below the title are of all latents."""
+_PREVIOUS = "The same tokens were read by the version before and by the staged copy. What differs comes from the edit."
 _BASE = (
     "The same tokens were read by the base model that this line of edits began with and by the staged copy: "
     "the sum of all edits so far."
@@ -140,7 +141,8 @@ def _volcano(report: DriftReport) -> Picture | None:
         ),
     )
     loud = [x for x in ranked if x.significant]
-    points = tuple(_point(x) for x in loud + [x for x in ranked if not x.significant][:_QUIET_POINTS])
+    quiet = [x for x in ranked if not x.significant]
+    points = tuple(_point(x) for x in loud[:_LOUD_POINTS] + quiet[:_QUIET_POINTS])
     rows: tuple[tuple[Cell, ...], ...] = tuple(
         (
             KINDS[x.kind],
@@ -163,9 +165,7 @@ def _volcano(report: DriftReport) -> Picture | None:
         folded=True,
     )
     counts = ", ".join(f"{sum(x.kind == kind for x in loud)} {kind}" for kind in KINDS)
-    told = (
-        f"{len(ranked):,} latents compared, {len(loud)} changed beyond chance and the effect floor: {counts}."
-    )
+    told = f"{len(ranked):,} latents are on record, {len(loud)} changed beyond chance and the effect floor: {counts}."
     return Picture(
         "volcano", "Concepts that fire more or less often than before", told, Volcano(points), table
     )

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from guardedit.audit.sheet import Bar, Bars, Cell, Code, Dumbbells, Picture, Quote, Section, Table
-from guardedit.audit.story import allowed, observed, unexpected
-from guardedit.audit.words import SCOPES, VERDICTS, Sign, excerpt, percent, quantity, score_title, visible
-from guardedit.records import AuditReport, Finding, ProbeChange, RiskReport, Score
+import math
 
-ROWS = 25
-"""Longest table shown; what is left out is in report.json, and the table says so."""
-
-_ORDER = {"fail": 0, "inconclusive": 1, "pass": 2}
-_LEVELS = {
-    "preop": "Hard: stops the edit, nobody can lift it. Soft: a person decides or waives it. Advisory: only noted.",
-    "postop": "A broken hard or soft limit rolls the edit back. Advisory: only noted.",
-}
+from guardedit.audit.sheet import Bar, Bars, Cell, Dumbbells, Picture, Quote, Section, Table
+from guardedit.audit.tables import ROWS, left_out, limits_table, probes_table, scores_table
+from guardedit.audit.words import excerpt, percent, visible
+from guardedit.records import AuditReport, RiskReport
 
 
 def fact(audit: AuditReport) -> Section:
@@ -33,13 +26,12 @@ def fact(audit: AuditReport) -> Section:
 
 
 def _targets(audit: AuditReport) -> Picture | None:
-    seen = audit.target_probabilities
-    if "old_before" not in seen and "new_before" not in seen:
-        return None
+    before = _before(audit)
     after, word = _after(audit)
     names = _answer_names(audit)
-    pairs = [(n, seen.get(f"{k}_before"), after.get(k)) for k, n in names.items()]
-    rows = tuple((name, before, later) for name, before, later in pairs if before is not None)
+    rows = tuple((name, before[k], after.get(k)) for k, name in names.items() if k in before)
+    if not rows:
+        return None
     table = Table(
         "Probability of each answer to the prompt",
         ("Answer", "Before", word.capitalize()),
@@ -55,15 +47,26 @@ def _targets(audit: AuditReport) -> Picture | None:
     )
 
 
+def _before(audit: AuditReport) -> dict[str, float]:
+    """Probabilities of the unedited model; what was not monitored is taken from the conflict scores, −log P."""
+    seen = audit.target_probabilities
+    found = {}
+    for which in ("old", "new"):
+        conflict = audit.plan.risk.score(f"conflict_{which}_nats")
+        if f"{which}_before" in seen:
+            found[which] = seen[f"{which}_before"]
+        elif conflict is not None and conflict.value is not None:
+            found[which] = math.exp(-conflict.value)
+    return found
+
+
 def _after(audit: AuditReport) -> tuple[dict[str, float], str]:
     """Probabilities after the edit, and whether they were measured on the copy or rehearsed."""
     seen = audit.target_probabilities
     if "new_after" in seen or "old_after" in seen:
         return {k: seen[f"{k}_after"] for k in ("old", "new") if f"{k}_after" in seen}, "on the edited copy"
     rehearsed = {k: audit.plan.risk.score(f"rehearsed_p_{k}") for k in ("old", "new")}
-    return {
-        k: s.value for k, s in rehearsed.items() if s and s.value is not None
-    }, "rehearsed, nothing written"
+    return {k: s.value for k, s in rehearsed.items() if s and s.value is not None}, "rehearsed"
 
 
 def _answer_names(audit: AuditReport) -> dict[str, str]:
@@ -92,11 +95,6 @@ def _requests(audit: AuditReport) -> tuple[Table, ...]:
         if rows:
             tables.append(Table(caption, head, rows[:200], note=left_out(len(rows), 200)))
     return tuple(tables)
-
-
-def left_out(count: int, limit: int) -> str:
-    """A remark on the rows that a table does not show."""
-    return f"{count - limit} more rows are in report.json." if count > limit else ""
 
 
 def disturbance(audit: AuditReport) -> Section:
@@ -191,33 +189,6 @@ def _in_context(context: str, token: str) -> Quote:
     return Quote(excerpt(context, 70) + " · ", excerpt(token))
 
 
-def probes_table(caption: str, probes: tuple[ProbeChange, ...]) -> Table | None:
-    """Prompts before and after: changes nobody meant first, then by how far the answer moved."""
-    if not probes:
-        return None
-    ranked = sorted(probes, key=lambda p: (not unexpected(p), -p.kl_nats, p.prompt))
-    rows = tuple(
-        (
-            _change(p),
-            SCOPES[p.scope],
-            excerpt(p.prompt) + " …",
-            excerpt(p.before.strip(" ")),
-            excerpt(p.after.strip(" ")),
-            f"{percent(p.p_before)} → {percent(p.p_after)}",
-            quantity(p.kl_nats, ""),
-        )
-        for p in ranked[:ROWS]
-    )
-    head = ("Answer", "About", "Prompt", "Before", "After", "P(old answer)", "KL, nats")
-    return Table(caption, head, rows, frozenset({5, 6}), left_out(len(ranked), ROWS))
-
-
-def _change(probe: ProbeChange) -> Sign:
-    if probe.before == probe.after:
-        return Sign("=", "same", "quiet")
-    return Sign("✗", "lost", "bad") if unexpected(probe) else Sign("→", "changed, as it may", "good")
-
-
 def limits(audit: AuditReport) -> Section:
     """The policy's limits before the write."""
     judged = audit.plan.judgement
@@ -229,67 +200,7 @@ def limits(audit: AuditReport) -> Section:
         "The policy's limits, before the write",
         tuple(p for p in (lead, *none) if p),
         (),
-        (table, _scores(audit.plan.risk.scores)) if judged.findings else (_scores(audit.plan.risk.scores),),
+        (table, scores_table("Every score measured before the write", audit.plan.risk.scores))
+        if judged.findings
+        else (scores_table("Every score measured before the write", audit.plan.risk.scores),),
     )
-
-
-def limits_table(audit: AuditReport, caption: str, findings: tuple[Finding, ...]) -> Table:
-    """Sentence, observed, limit, verdict: the broken ones first."""
-    ranked = sorted(findings, key=lambda f: _ORDER[f.verdict])
-    rows = tuple(
-        (
-            verdict_of(f),
-            visible(f.sentence),
-            observed(audit, f),
-            allowed(audit, f),
-            f.level,
-            Code(f.metric),
-        )
-        for f in ranked
-    )
-    return Table(
-        caption,
-        ("Limit is", "What it limits", "Observed", "Allowed", "Level", "Metric"),
-        rows,
-        frozenset({2, 3}),
-        note=_LEVELS[findings[0].stage] if findings else "",
-    )
-
-
-def verdict_of(finding: Finding) -> Sign:
-    """Kept, broken, waived or unknown."""
-    sign = VERDICTS[finding.verdict]
-    if finding.verdict == "pass":
-        return sign
-    if finding.waiver:
-        return Sign(sign.icon, f"{sign.word}, waived", "unsure")
-    return Sign(sign.icon, f"{sign.word}, noted", "unsure") if finding.level == "advisory" else sign
-
-
-def _scores(scores: tuple[Score, ...]) -> Table:
-    return scores_table("Every score measured before the write", scores)
-
-
-def scores_table(caption: str, scores: tuple[Score, ...]) -> Table:
-    """All scores with interval, n and percentile; folded."""
-    rows = tuple(
-        (
-            score_title(s.name),
-            SCOPES[s.scope],
-            quantity(s.value, s.unit) if s.value is not None else "not measured",
-            _interval(s),
-            "" if s.n is None else f"{s.n:,}",
-            "" if s.percentile is None else f"{s.percentile:.0f}",
-            visible(s.reason or ""),
-            Code(s.name),
-        )
-        for s in scores
-    )
-    head = ("Score", "About", "Value", "95 % interval", "n", "Percentile among real edits", "Remark", "Name")
-    return Table(caption, head, rows, frozenset({2, 3, 4, 5}), folded=True)
-
-
-def _interval(score: Score) -> str:
-    if score.low is None or score.high is None:
-        return ""
-    return f"{quantity(score.low, score.unit)} to {quantity(score.high, score.unit)}"

@@ -168,7 +168,7 @@ def provenance(audit: AuditReport) -> Section:
     if audit.mlflow_run_id and audit.mlflow_note:
         facts.append(("MLflow", visible(audit.mlflow_note)))
     inputs = {
-        **plan.delta.statistics_digests,
+        **{f"second moment {hook}": d for hook, d in plan.delta.statistics_digests.items()},
         **plan.risk.inputs,
         **(audit.drift.inputs if audit.drift else {}),
     }

@@ -1,18 +1,17 @@
-"""What MLflow is told about one edit: pure functions of the audit record. No MLflow here, so it can be read and tested."""
+"""What MLflow is told about one edit: pure functions of the audit record. MLflow itself is not needed here."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from guardedit.audit.before import limits_table, verdict_of
 from guardedit.audit.report import markdown_cell, markdown_text
 from guardedit.audit.sheet import Table
 from guardedit.audit.story import allowed, observed, tell
+from guardedit.audit.tables import limits_table, verdict_of
 from guardedit.audit.words import visible
 from guardedit.records import AuditReport, DriftReport, Outcome, Score, digest_of
 
@@ -73,9 +72,6 @@ def tags(audit: AuditReport) -> dict[str, str]:
         "author": audit.plan.author,
         "approver": decision.approver if decision else "",
         "plan_digest": audit.plan_digest,
-        "policy_digest": audit.plan.policy_digest,
-        "digest_before": audit.digest_before,
-        "digest_staged": audit.digest_staged or "",
         "digest_after": audit.digest_after,
         "waivers": str(len(audit.plan.waivers)),
     }
@@ -90,6 +86,9 @@ def params(audit: AuditReport) -> dict[str, str]:
         "model": plan.model_name,
         "seed": plan.seed,
         "requests": len(plan.requests),
+        "digest.model": plan.model_digest,
+        "digest.policy": plan.policy_digest,
+        "digest.delta": plan.delta.file_digest,
         **{f"hparams.{k}": v for k, v in plan.delta.hparams.items()},
         **{f"version.{k}": v for k, v in plan.versions.items()},
     }
@@ -137,7 +136,7 @@ def _edit(audit: AuditReport) -> dict[str, float]:
     delta = audit.plan.delta
     found = {f"edit/p_{name}": value for name, value in audit.target_probabilities.items()}
     for name, value in delta.diagnostics.items():
-        if isinstance(value, int | float):
+        if isinstance(value, int | float) and not isinstance(value, bool):
             found[f"edit/{name}"] = float(value)
     found["edit/tensors"] = float(len(delta.changes))
     if delta.changes:
@@ -268,13 +267,14 @@ def _score_rows(audit: AuditReport) -> list[Row]:
 
 def _shown(row: Row) -> Row:
     """A row of plain cells: lists joined, no hidden characters."""
-    clean: Callable[[Any], Any] = lambda v: visible(v) if isinstance(v, str) else v  # noqa: E731
-    return {k: clean(", ".join(map(str, v)) if isinstance(v, list) else v) for k, v in row.items()}
+    joined = {k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in row.items()}
+    return {k: visible(v) if isinstance(v, str) else v for k, v in joined.items()}
 
 
 def datasets(audit: AuditReport) -> tuple[Dataset, ...]:
     """Everything that was measured with, by stage."""
-    before = {**audit.plan.delta.statistics_digests, **audit.plan.risk.inputs}
+    moments = {f"second moment {hook}": d for hook, d in audit.plan.delta.statistics_digests.items()}
+    before = moments | audit.plan.risk.inputs
     after = audit.drift.inputs if audit.drift else {}
     pairs = [(before, "preop"), (after, "postop")]
     return tuple(

@@ -74,7 +74,9 @@ def _translated(uri: str) -> Iterator[None]:
     try:
         yield
     except (mlflow.exceptions.MlflowException, sqlalchemy.exc.SQLAlchemyError, *_REFUSALS) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        login = urlparse(uri).netloc.rpartition("@")[0]
+        said = str(error).replace(f"{login}@", "") if login else str(error)
+        first = (said.splitlines() or [type(error).__name__])[0][:300]
         advice = "run `guardedit sync` when it is back"
         raise TrackingError(f"MLflow at {_public(uri)} did not answer: {first}; {advice}") from error
 

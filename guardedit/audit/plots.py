@@ -187,7 +187,7 @@ def _volcano(figure: Figure, axes: Axes, data: Volcano) -> None:
         color=_MUTED,
         alpha=0.45,
         mew=0,
-        label=f"within chance ({len(quiet)})",
+        label="within chance",
     )
     for kind, (colour, marker) in _KIND.items():
         loud = [p for p in data.points if p.significant and p.kind == kind]
@@ -199,7 +199,7 @@ def _volcano(figure: Figure, axes: Axes, data: Volcano) -> None:
             mfc=colour,
             mec=_PANEL,
             mew=0.8,
-            label=f"{kind} ({len(loud)})",
+            label=kind,
         )
     axes.axvline(0, color=_GRID, lw=1)
     axes.set_xlabel("change of firing rate, percentage points")
@@ -256,8 +256,7 @@ def _finish(svg: str, picture: Picture, theme: Theme) -> str:
             node.attrib[key.rpartition("}")[2]] = _own_ids(value, key.rpartition("}")[2], picture.name)
     for extra in root.findall("metadata"):
         root.remove(extra)
-    width = root.attrib.pop("width", "0").removesuffix("pt")
-    root.attrib.pop("height", None)
+    width = root.attrib["width"].removesuffix("pt")
     root.attrib.pop("version", None)
     root.attrib.update(
         {
@@ -266,8 +265,11 @@ def _finish(svg: str, picture: Picture, theme: Theme) -> str:
             "xmlns": "http://www.w3.org/2000/svg",
         }
     )
-    if theme == "page":
+    if theme == "page":  # there the style sheet sets the size
+        del root.attrib["width"], root.attrib["height"]
         root.attrib["style"] = f"max-width: {math.ceil(float(width) * 4 / 3)}px"
+    else:  # a viewer in dark mode must not put dark on dark
+        root.attrib["style"] = "background: #ffffff"
     for place, (tag, text) in enumerate((("title", picture.title), ("desc", picture.description))):
         node = ElementTree.Element(tag, {"id": f"{picture.name}-{tag}"})
         node.text = text

@@ -99,9 +99,17 @@ def _headline(audit: AuditReport) -> str:
         "needs-approval": "A person has to decide. Nothing is written before that.",
         "held": "The monitor could not tell whether the edit did harm. Nothing goes live until a person decides.",
         "blocked": "The policy stopped this edit before anything was written. The model is unchanged.",
-        "rolled-back": "The edit did harm on a staged copy, which was thrown away. It never went live.",
+        "rolled-back": _dropped(audit),
         "rejected": "A person turned the edit down. Nothing was written.",
     }[audit.outcome]
+
+
+def _dropped(audit: AuditReport) -> str:
+    if audit.postop is None:
+        return "The staged copy was thrown away before it could be judged. The edit never went live."
+    if audit.postop.verdict == "inconclusive":
+        return "The monitor could not tell whether the edit did harm, so the staged copy was thrown away."
+    return "The edit did harm on a staged copy, which was thrown away. It never went live."
 
 
 def _asked(audit: AuditReport) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ def excerpt(text: str, limit: int = 90) -> str:
 
 def mixed_scripts(text: str) -> str | None:
     """A remark when letters of several scripts stand together, as in a Latin word with one Cyrillic letter."""
-    letters = [c for c in text if c.isalpha()]
+    letters = [c for c in text if c.isalpha() and not _hidden(c)]
     scripts = sorted({unicodedata.name(c, "UNKNOWN").split()[0] for c in letters})
     if len(scripts) < 2 or "LATIN" not in scripts:
         return None
@@ -52,20 +52,20 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"{value:.{digits}g}"
 
 
-def quantity(value: float | None, unit: str, digits: int = 3) -> str:
+def quantity(value: float | None, unit: str, digits: int = 4) -> str:
     """A number as a person reads it: shares and probabilities in percent, other units behind the number."""
     if value is None or not math.isfinite(value):
         return "not measured"
     if unit in ("share", "probability"):
-        return percent(value)
+        return percent(value, digits)
     suffix = {"nats": " nats", "ratio": "", "count": "", "position": "", "": ""}.get(unit, f" {unit}")
     return _powers(number(value, digits)) + suffix
 
 
-def percent(value: float) -> str:
+def percent(value: float, digits: int = 3) -> str:
     """A share in percent, with as many digits as it needs."""
     if value == 0 or abs(value) >= 0.001:
-        return f"{100 * value:.3g} %"
+        return f"{100 * value:.{digits}g} %"
     return _powers(f"{100 * value:.2g}") + " %"
 
 
