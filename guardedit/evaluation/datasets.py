@@ -37,7 +37,7 @@ def evaluate_dataset(
     """Edit `limit` cases of the file one at a time on the workspace's live model; the model is left as it was.
 
     `seed` decides which cases are drawn, the editor's sampling and the bootstrap. `neighbours` fills each case's
-    neighborhood up to that number from the whole file (see `with_neighbours`). `state` makes the run resumable.
+    neighborhood up to that number from the same split (see `with_neighbours`). `state` makes the run resumable.
     Nothing goes into the ledger: no version is staged.
     """
     case_set = read_cases(path, split)
@@ -45,8 +45,8 @@ def evaluate_dataset(
     cases = choose(case_set.cases, seed)
     chosen = select(workspace.handle, cases, limit=limit, known_only=known_only, progress=progress)
     if neighbours:
-        pool = case_set.cases if split is None else read_cases(path).cases
-        chosen = replace(chosen, cases=tuple(with_neighbours(chosen.cases, neighbours, pool, seed)))
+        # From the same split only: another split's facts are not to be looked at, not even as neighbours.
+        chosen = replace(chosen, cases=tuple(with_neighbours(chosen.cases, neighbours, case_set.cases, seed)))
     settings = with_contexts(workspace.handle, settings, seed)
     job = Job(
         editor=editor,

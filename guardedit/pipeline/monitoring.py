@@ -10,6 +10,7 @@ from guardedit.drift.measure import drift_cache, measure_drift
 from guardedit.drift.probes import FAR_TOKENS, FAR_TOKENS_THOROUGH, ProbeSet, build_probes
 from guardedit.drift.sides import BaseSide, base_side
 from guardedit.edits.deltas import restore
+from guardedit.errors import IntegrityError
 from guardedit.models.handle import ModelHandle
 from guardedit.pipeline.workspace import Workspace
 from guardedit.records import DriftReport, Plan
@@ -54,7 +55,7 @@ def _measure(
     workspace: Workspace, handle: ModelHandle, side: BaseSide, probes: ProbeSet, reference: str
 ) -> DriftReport:
     kit = workspace.kit
-    return measure_drift(
+    report = measure_drift(
         handle,
         side,
         probes,
@@ -65,6 +66,10 @@ def _measure(
         seed=workspace.settings.seed,
         progress=workspace.progress,
     )
+    broken = [fact for fact, holds in report.integrity.items() if not holds]
+    if broken:
+        raise IntegrityError(f"the two sides cannot be compared, as this does not hold: {'; '.join(broken)}")
+    return report
 
 
 def _lineage_layers(workspace: Workspace, plan: Plan) -> tuple[int, ...]:
