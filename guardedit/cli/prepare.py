@@ -82,6 +82,27 @@ def stats_collect(
     emit(options, document, f"{found.hook_name}: {found.n_tokens} tokens. {found.warning or ''}")
 
 
+@stats.command("control")
+def stats_control(
+    context: typer.Context,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder; default: where guardedit looks for it.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling.")] = 0,
+    model: ModelOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Sample the control text that side effects are looked for in, from the model itself."""
+    from guardedit.models.control import make_control, prepared_folder
+
+    options = from_context(context, model, home, as_json)
+    handle = _handle(options)
+    folder = out or prepared_folder(handle)
+    status = console().status("sampling")
+    with status:
+        make_control(handle, folder, seed=seed, progress=lambda what, n: status.update(f"{what}: {n}"))
+    emit(options, {"folder": str(folder)}, str(folder))
+
+
 @sae.command("train")
 def sae_train(
     context: typer.Context,
