@@ -16,7 +16,7 @@ from guardedit.models.handle import ModelHandle
 from guardedit.records import EditRequest, RiskReport, Scope, canonical
 from guardedit.risk import compare, rehearsal
 from guardedit.risk.context import RiskContext
-from guardedit.risk.key_stage import measure_key
+from guardedit.risk.key_stage import measure_key, views_of
 from guardedit.risk.measure import SCORES, measure
 from guardedit.risk.neighbours import ProbeSizes
 from guardedit.risk.rehearsal import RehearsalView, rehearse
@@ -141,7 +141,7 @@ def test_the_zero_delta_changes_nothing_exactly(tiny: ModelHandle) -> None:
 
 def test_rehearsal_tells_what_the_written_model_does(tiny: ModelHandle) -> None:
     ctx, delta = world(tiny)
-    view = RehearsalView(ctx, (TOWER,), delta)
+    view = RehearsalView(ctx, views_of(ctx, [TOWER]), delta)
     assert max(one.kl_nats for one in view.compared[0]) > 0.01
     for one in view.compared[0][::5]:
         before = last_logprobs(tiny, one.prompt)

@@ -11,13 +11,13 @@ from guardedit.models.handle import ModelHandle
 from guardedit.records import EditRequest
 from guardedit.risk.neighbours import (
     ProbeSizes,
-    article_of,
     generated_probes,
     near_probes,
     probes_around,
     unfiltered_probes,
 )
 from guardedit.risk.relations import match, stems, table
+from guardedit.risk.stems import article_of
 from tests.risk_helpers import TOWER
 
 CAPITAL = EditRequest(
@@ -144,7 +144,8 @@ def test_an_article_before_the_subject_is_carried_over(tiny_llama: ModelHandle) 
 def test_neighbours_with_the_old_object_come_first_and_the_objects_themselves_are_among_them(
     tiny_llama: ModelHandle,
 ) -> None:
-    near, origin = near_probes(tiny_llama, TOWER, 24)
+    found = near_probes(tiny_llama, TOWER, 24)
+    near, origin = found.probes, found.origin
     assert near[0].subject == "Louvre" and near[0].prompt == "The Louvre is located in the city of"
     assert {"Paris", "Rome"} <= {probe.subject for probe in near}
     assert "landmark_city" in origin
@@ -154,7 +155,7 @@ def test_a_named_neighbour_worded_like_the_request_gives_its_subject(tiny_llama:
     named = TOWER.model_copy(
         update={"neighborhood": ("The Louvre is located in the city of", "Big Ben is in")}
     )
-    near, _ = near_probes(tiny_llama, named, 2)
+    near = near_probes(tiny_llama, named, 2).probes
     assert [probe.subject for probe in near] == ["Louvre", None]
 
 

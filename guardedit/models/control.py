@@ -81,9 +81,9 @@ def control_digest(texts: Iterable[str]) -> str:
     return digest_of(list(texts))
 
 
-def load_facts(known_only: bool = True) -> tuple[Fact, ...]:
-    """The shipped facts, by default those that the default model knows."""
-    rows = [Fact(**row) for row in _rows(_shipped() / "facts.jsonl")]
+def load_facts(handle: ModelHandle | None = None, known_only: bool = True) -> tuple[Fact, ...]:
+    """The facts prepared for a model, else the shipped ones; by default those that it was found to know."""
+    rows = [Fact(**row) for row in _rows((_shipped() if handle is None else _folder(handle)) / "facts.jsonl")]
     return tuple(fact for fact in rows if fact.known or not known_only)
 
 

@@ -98,7 +98,7 @@ def control_bank(handle: ModelHandle, layer: int, n_tokens: int = 4000, seed: in
 def protected_bank(handle: ModelHandle, layer: int, n_tokens: int = 2000, seed: int = 0) -> KeyBank:
     """Keys that an edit must leave alone: facts at subject and last token, Python code, prose (other text than the
     control bank's where there is enough of it)."""
-    facts = load_facts()
+    facts = load_facts(handle)
     each = n_tokens // 2
     texts = {name: control_texts(handle, name, each + 2 * ROW, seed + 1) for name in ("python", "prose")}
     recipe = {"kind": "protected", "each": each, "facts": control_digest(fact.filled for fact in facts)}

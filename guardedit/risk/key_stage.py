@@ -20,7 +20,7 @@ from guardedit.models.handle import preserved
 from guardedit.records import EditRequest, Score, TokenMove
 from guardedit.risk.banks import KeyBank
 from guardedit.risk.context import RiskContext, participation
-from guardedit.risk.neighbours import NearProbe, near_probes
+from guardedit.risk.neighbours import NearProbes, near_probes
 from guardedit.risk.scores import Measured, ScoreRule, measure_all
 
 SHOWN_TOKENS = 12
@@ -64,16 +64,16 @@ class KeyView:
         return keys.double().cpu() @ self.whitened / self.leverage
 
     @cached_property
-    def near(self) -> tuple[NearProbe, ...]:
+    def near(self) -> NearProbes:
         """Prompts about other subjects."""
-        return near_probes(self.context.handle, self.request, self.n_near, self.context.seed)[0]
+        return near_probes(self.context.handle, self.request, self.n_near, self.context.seed)
 
     @cached_property
     def near_keys(self) -> Float[Tensor, "n d_in"]:
         """A key per near prompt: at its subject's last token; where the subject is unknown, the one that moves most."""
         c = self.context
-        known = [probe for probe in self.near if probe.subject is not None]
-        whole = [probe.prompt for probe in self.near if probe.subject is None]
+        known = [probe for probe in self.near.probes if probe.subject is not None]
+        whole = [probe.prompt for probe in self.near.probes if probe.subject is None]
         found = []
         if known:
             subjects = [probe.subject or "" for probe in known]

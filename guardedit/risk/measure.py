@@ -15,7 +15,7 @@ from guardedit.risk.context import RiskContext
 from guardedit.risk.delta_stage import DELTA_SCORES, DeltaView, delta_risk
 from guardedit.risk.key_stage import KEY_SCORES, KeyView, key_risk, measure_key, views_of
 from guardedit.risk.neighbours import ProbeSizes
-from guardedit.risk.rehearsal import REHEARSAL_SCORES, RehearsalRisk, rehearse
+from guardedit.risk.rehearsal import REHEARSAL_SCORES, RehearsalRisk, RehearsalView, rehearsal_risk
 from guardedit.risk.scores import ScoreRule, worst_of
 
 __all__ = ["SCORES", "ProbeSizes", "RiskContext", "measure", "measure_key"]
@@ -44,7 +44,7 @@ def _measure(context: RiskContext, requests: Sequence[EditRequest], delta: EditD
     with _timed(seconds, "delta"):
         on_delta = delta_risk(DeltaView(context, views, delta))
     with _timed(seconds, "rehearsal"):
-        on_probes = rehearse(context, requests, delta)
+        on_probes = rehearsal_risk(RehearsalView(context, views, delta))
     return RiskReport(
         scores=(*key_scores, *on_delta.scores, *on_probes.scores),
         latents=on_delta.latents,

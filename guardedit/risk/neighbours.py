@@ -13,9 +13,9 @@ from guardedit.models.control import next_tokens
 from guardedit.models.corpus import sample_texts
 from guardedit.models.handle import ModelHandle, preserved
 from guardedit.records import EditRequest, ProbePrompts
-from guardedit.risk.relations import Match, match, similarity, stems
+from guardedit.risk.relations import Match, match, stems
+from guardedit.risk.stems import article_of, behind, fill, stem_rounds, turns
 
-_SAME_WORDING = 0.5  # a stem this close to the request's own asks for the edited relation
 SPARE = 4
 """Same-subject stems beyond the number asked for, to make up for those that turn out to ask for the edited relation."""
 _PROPOSALS = 24  # new tokens of each list of names that the model is asked for
@@ -37,6 +37,15 @@ class NearProbe:
 
     prompt: str
     subject: str | None
+
+
+@dataclass(frozen=True)
+class NearProbes:
+    """All near prompts of one request."""
+
+    probes: tuple[NearProbe, ...]
+    origin: str
+    """Where their subjects came from."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +83,19 @@ def probes_around(handle: ModelHandle, request: EditRequest, sizes: ProbeSizes, 
     return noted(request, replace(probes, subject=subject))
 
 
-def unfiltered_probes(handle: ModelHandle, request: EditRequest, sizes: ProbeSizes, seed: int = 0) -> Probes:
-    """Probes before the model has been asked which same-subject stems ask for the edited relation: `SPARE` too many."""
+def unfiltered_probes(
+    handle: ModelHandle,
+    request: EditRequest,
+    sizes: ProbeSizes,
+    seed: int = 0,
+    near: NearProbes | None = None,
+) -> Probes:
+    """Probes before the model has been asked which same-subject stems ask for the edited relation: `SPARE` too many.
+
+    `near` is what `near_probes` gave, where that has been asked for already.
+    """
     found = match(request)
-    with preserved(handle):
-        near, origin = _near(handle, request, found, sizes.near, seed)
+    near = near or near_probes(handle, request, sizes.near, seed)
     extra = 0 if len(request.same_subject) >= sizes.subject else SPARE
     probes = Probes(
         target=(
@@ -86,17 +103,15 @@ def unfiltered_probes(handle: ModelHandle, request: EditRequest, sizes: ProbeSiz
             *_filled_up(request.paraphrases, lambda: _in_context(request), sizes.target - 1),
         ),
         entailed=_filled_up(request.entailed, lambda: _entailed(request, found), sizes.entailed),
-        subject=_filled_up(request.same_subject, lambda: _turns(_stems(request)), sizes.subject + extra),
-        near=near,
-        origin=origin,
+        subject=_filled_up(request.same_subject, lambda: turns(stem_rounds(request)), sizes.subject + extra),
+        near=near.probes,
+        origin=near.origin,
     )
     return noted(request, probes)
 
 
-def near_probes(
-    handle: ModelHandle, request: EditRequest, n: int, seed: int = 0
-) -> tuple[tuple[NearProbe, ...], str]:
-    """The near prompts alone, and where their subjects came from."""
+def near_probes(handle: ModelHandle, request: EditRequest, n: int, seed: int = 0) -> NearProbes:
+    """The near prompts alone."""
     with preserved(handle):
         return _near(handle, request, match(request), n, seed)
 
@@ -127,7 +142,7 @@ def _filled_up(named: tuple[str, ...], generated: Callable[[], Iterator[str]], n
 
 def _in_context(request: EditRequest) -> Iterator[str]:
     """The request's own prompt behind short neutral openings."""
-    return (_behind(prefix, request.filled, request.subject) for prefix in stems()["contexts"])
+    return (behind(prefix, request.filled, request.subject) for prefix in stems()["contexts"])
 
 
 def _entailed(request: EditRequest, found: Match | None) -> Iterator[str]:
@@ -141,72 +156,22 @@ def _entailed(request: EditRequest, found: Match | None) -> Iterator[str]:
 # --- same subject, other relations ---
 
 
-def _stems(request: EditRequest) -> list[list[str]]:
-    """Per stem, its variants about the subject; without stems worded like the request."""
-    article, prefixes = article_of(request), stems()["prefixes"]
-    texts = [stem for stem in stems()["subject"] if similarity(stem, request.prompt) < _SAME_WORDING]
-    return [_variants(stem, request.subject, article, _rotated(prefixes, i)) for i, stem in enumerate(texts)]
-
-
-def _turns(rounds: list[list[str]]) -> Iterator[str]:
-    """All stems in their first form before any in its second."""
-    return chain.from_iterable(zip(*rounds, strict=True))
-
-
 def _filtered_stems(handle: ModelHandle, request: EditRequest) -> Iterator[str]:
     """Without the stems that ask for the edited relation: those the model answers with the old or the new target."""
-    rounds = _stems(request)
+    rounds = stem_rounds(request)
     answers = first_tokens(handle, request)
     tops = next_tokens(handle, [variants[0] for variants in rounds])
-    return _turns([variants for variants, top in zip(rounds, tops, strict=True) if top not in answers])
-
-
-def _variants(stem: str, subject: str, article: str, prefixes: Sequence[str]) -> list[str]:
-    """The stem bare and behind each prefix.
-
-    A stem that begins with its subject comes bare last: without a token before it, the subject's key would be that of
-    position 0, which is like no other.
-    """
-    bare = fill(stem, subject, article, "")
-    behind = [fill(stem, subject, article, prefix) for prefix in prefixes]
-    return [*behind, bare] if stem.startswith("{}") else [bare, *behind]
-
-
-def _rotated(prefixes: Sequence[str], by: int) -> list[str]:
-    by %= len(prefixes)
-    return [*prefixes[by:], *prefixes[:by]]
-
-
-def article_of(request: EditRequest) -> str:
-    """ "the ", "a " or "an " where the request's prompt has one right before its subject, else ""."""
-    before = request.prompt[: request.prompt.index("{}")].lower().split(" ")
-    stands = len(before) >= 2 and before[-1] == "" and before[-2] in ("the", "a", "an")
-    return f"{before[-2]} " if stands else ""
-
-
-def fill(stem: str, subject: str, article: str, prefix: str) -> str:
-    """The stem about article + subject, behind a prefix, with the first letter as English wants it."""
-    text = stem.replace("{}", article + subject)
-    if not prefix:
-        return text if stem.startswith("{}") and not article else text[0].upper() + text[1:]
-    return _behind(prefix, text, subject)
-
-
-def _behind(prefix: str, text: str, subject: str) -> str:
-    """`text` moved into the middle of a sentence."""
-    return prefix + (text if text.startswith((subject, "I ")) else text[0].lower() + text[1:])
+    return turns([variants for variants, top in zip(rounds, tops, strict=True) if top not in answers])
 
 
 # --- other subjects, same relation ---
 
 
-def _near(
-    handle: ModelHandle, request: EditRequest, found: Match | None, n: int, seed: int
-) -> tuple[tuple[NearProbe, ...], str]:
+def _near(handle: ModelHandle, request: EditRequest, found: Match | None, n: int, seed: int) -> NearProbes:
     known = (request.prompt, *(found.relation.prompts if found is not None else ()))
     named = tuple(NearProbe(prompt, _subject_in(prompt, known)) for prompt in request.neighborhood)
     if len(named) >= n:
-        return named, "none generated"
+        return NearProbes(named, "none generated")
     if found is not None:
         subjects, wordings = _table_subjects(request, found), found.relation.prompts
         origin = f"relation {found.relation.name!r} by {found.rule}"
@@ -221,7 +186,7 @@ def _near(
     for probe in chain(islice(fresh, room), targets):
         if len(seen) < n:
             seen.setdefault(probe.prompt, probe)
-    return tuple(seen.values()), origin
+    return NearProbes(tuple(seen.values()), origin)
 
 
 def _subject_in(prompt: str, wordings: Sequence[str]) -> str | None:
@@ -255,7 +220,7 @@ def _near_prompts(
         for prompt in prompts:
             for subject in subjects:
                 text = prompt.replace("{}", subject)
-                yield NearProbe(_behind(prefix, text, subject) if prefix else text, subject)
+                yield NearProbe(behind(prefix, text, subject) if prefix else text, subject)
 
 
 def _about_targets(request: EditRequest) -> list[NearProbe]:
@@ -273,9 +238,8 @@ def _proposed(handle: ModelHandle, request: EditRequest, seed: int) -> list[str]
     texts = sample_texts(handle, 4, _PROPOSALS, seed, [prompt], temperature=0.7)
     lists = [text.removeprefix(prompt).split("\n")[0].split(",")[:-1] for text in texts]
     names = [name.strip(" .\n\t\"'") for names in lists for name in names]
-    good = [
-        name for name in names if name and len(name.split()) <= 5 and name.isprintable() and "{" not in name
-    ]
+    names = [name.removeprefix("and ").removeprefix(article_of(request)) for name in names]
+    good = [n for n in names if n and len(n.split()) <= 5 and n.isprintable() and "{" not in n]
     own = request.subject.casefold()
     return [name for name in dict.fromkeys(good) if name.casefold() not in own and own not in name.casefold()]
 

@@ -16,6 +16,7 @@ from guardedit.models.handle import preserved
 from guardedit.records import EditRequest, ProbeChange, ProbePrompts, Scope, Score
 from guardedit.risk.compare import Compared, compare
 from guardedit.risk.context import RiskContext
+from guardedit.risk.key_stage import KeyView, views_of
 from guardedit.risk.neighbours import Probes, ProbeSizes, first_tokens, noted, unfiltered_probes
 from guardedit.risk.scores import Measured, ScoreRule, mean_with_interval, measure_all
 
@@ -28,14 +29,21 @@ class RehearsalView:
     """A delta rehearsed on the prompts around its requests."""
 
     context: RiskContext
-    requests: tuple[EditRequest, ...]
+    views: tuple[KeyView, ...]
     delta: EditDelta
+
+    @property
+    def requests(self) -> tuple[EditRequest, ...]:
+        """What the delta was solved for."""
+        return tuple(view.request for view in self.views)
 
     @cached_property
     def probes(self) -> tuple[Probes, ...]:
         """Prompts around each request; the sizes of the context are shared among the requests."""
         c, sizes = self.context, shared(self.context.sizes, len(self.requests))
-        return tuple(unfiltered_probes(c.handle, request, sizes, c.seed) for request in self.requests)
+        return tuple(
+            unfiltered_probes(c.handle, view.request, sizes, c.seed, view.near) for view in self.views
+        )
 
     @cached_property
     def compared(self) -> tuple[tuple[Compared, ...], ...]:
@@ -196,7 +204,7 @@ class RehearsalRisk:
 def rehearse(context: RiskContext, requests: Sequence[EditRequest], delta: EditDelta) -> RehearsalRisk:
     """Run the delta as a hook on same-subject, near, entailed and target prompts; the model is left as it was."""
     with preserved(context.handle):
-        return rehearsal_risk(RehearsalView(context, tuple(requests), delta))
+        return rehearsal_risk(RehearsalView(context, views_of(context, requests), delta))
 
 
 def rehearsal_risk(view: RehearsalView) -> RehearsalRisk:
