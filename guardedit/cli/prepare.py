@@ -92,7 +92,8 @@ def stats_control(
     as_json: JsonOption = False,
 ) -> None:
     """Sample the control text that side effects are looked for in, from the model itself."""
-    from guardedit.models.control import make_control, prepared_folder
+    from guardedit.models.control import prepared_folder
+    from guardedit.models.control_making import make_control
 
     options = from_context(context, model, home, as_json)
     handle = _handle(options)
@@ -121,7 +122,8 @@ def sae_train(
     as_json: JsonOption = False,
 ) -> None:
     """Gather activations, train, calibrate, grade and label; may be interrupted and goes on where it was."""
-    from guardedit.saes.command import TrainPlan, train_all
+    from guardedit.saes.command import train_all
+    from guardedit.saes.plan import TrainPlan
 
     options = from_context(context, model, home, as_json)
     plan = TrainPlan(
@@ -175,7 +177,8 @@ def sae_evaluate(
 ) -> None:
     """Measure again how much of held-out text the model's SAEs explain, by domain."""
     from guardedit.saes.checkpoints import load_all, root
-    from guardedit.saes.command import TrainPlan, evaluate
+    from guardedit.saes.command import evaluate
+    from guardedit.saes.plan import TrainPlan
 
     options = from_context(context, model, home, as_json)
     plan = TrainPlan(texts=tuple(texts), layer=layer)

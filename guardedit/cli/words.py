@@ -89,7 +89,8 @@ def plan_text(plan: Plan) -> str:
     request = plan.requests[0]
     lines = [
         f"plan {plan.plan_id}   {plan.digest[:19]}…",
-        f"  {clean(request.filled)}: {clean(request.target_true or '?')} -> {clean(request.target_new)}  ({plan.editor})",
+        f"  {clean(request.filled)}: {clean(request.target_true or '?')} -> {clean(request.target_new)}",
+        f"  solved by {plan.editor}",
         f"  {plan.judgement.outcome.upper()}: {clean(plan.judgement.reason)}",
         *findings_lines(plan.judgement),
         *disturbed_lines(plan.risk),
