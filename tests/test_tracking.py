@@ -98,7 +98,7 @@ def loader(*audits: AuditReport) -> Callable[[str], AuditReport | None]:
 
 
 def test_telling_an_edit_twice_changes_nothing(tracker: Tracker, uri: str) -> None:
-    audit = builders.finetune_rolled_back()
+    audit = builders.eiffel_committed()
     first = tracker.log_audit(audit)
     before = dump(uri, tracker.artifact_root)
     assert tracker.log_audit(audit) == first
@@ -197,7 +197,7 @@ def test_nothing_is_cut_short_or_hidden(tracker: Tracker, uri: str) -> None:
 def test_a_lost_database_is_rebuilt_from_the_ledger_alone(
     tracker: Tracker, uri: str, migrated: Path, tmp_path: Path
 ) -> None:
-    audits = (builders.eiffel_committed(), builders.france_blocked())
+    audits = (builders.eiffel_waiting(), builders.france_blocked())
     ledger = ledger_of(tmp_path / "ledger.sqlite", *audits)
     assert tracker.sync(ledger, loader(*audits)) == SyncResult(created=2, updated=0, behind=0)
     before = dump(uri, tracker.artifact_root)

@@ -192,15 +192,8 @@ def _in_context(context: str, token: str) -> Quote:
 def limits(audit: AuditReport) -> Section:
     """The policy's limits before the write."""
     judged = audit.plan.judgement
-    table = limits_table(audit, "Limits before the write", judged.findings)
-    lead = f"{visible(judged.reason).rstrip('.')}." if judged.verdict == "pass" and judged.reason else ""
-    none = () if judged.findings else ("The policy has no limit for this stage.",)
-    return Section(
-        "limits",
-        "The policy's limits, before the write",
-        tuple(p for p in (lead, *none) if p),
-        (),
-        (table, scores_table("Every score measured before the write", audit.plan.risk.scores))
-        if judged.findings
-        else (scores_table("Every score measured before the write", audit.plan.risk.scores),),
-    )
+    lead = [f"{visible(judged.reason).rstrip('.')}."] if judged.verdict == "pass" and judged.reason else []
+    lead += [] if judged.findings else ["The policy has no limit for this stage."]
+    tables = [limits_table(audit, "Limits before the write", judged.findings)] if judged.findings else []
+    tables.append(scores_table("Every score measured before the write", audit.plan.risk.scores))
+    return Section("limits", "The policy's limits, before the write", tuple(lead), (), tuple(tables))

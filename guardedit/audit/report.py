@@ -13,7 +13,7 @@ from urllib.parse import quote
 from guardedit.audit import after, before, closing, story
 from guardedit.audit.files import make_folder, write_atomic
 from guardedit.audit.sheet import Bar, Cell, Code, Quote, Sheet
-from guardedit.audit.words import GLOSSARY, Sign, when
+from guardedit.audit.words import GLOSSARY, Sign, visible, when
 from guardedit.errors import GuardeditError
 from guardedit.records import AuditReport, digest_of_bytes, parse_record
 
@@ -47,9 +47,10 @@ class IndexEntry:
 def sheet_of(audit: AuditReport) -> Sheet:
     """Everything the report says, in order."""
     return Sheet(
-        edit_id=audit.edit_id,
+        edit_id=visible(audit.edit_id),
         created=audit.created,
-        model=audit.plan.model_name,
+        model=visible(audit.plan.model_name),
+        editor=visible(audit.plan.editor),
         story=story.tell(audit),
         sections=(
             before.fact(audit),
@@ -108,7 +109,8 @@ def html(sheet: Sheet, digest: str) -> str:
 
 def index_entry(audit: AuditReport, href: str) -> IndexEntry:
     """A report's line in the list; `href` is relative to the list's folder."""
-    return IndexEntry(audit.edit_id, story.title_of(audit), story.sign_of(audit), audit.created, href)
+    title = f"{story.title_of(audit)} ({visible(audit.plan.editor)})"
+    return IndexEntry(visible(audit.edit_id), title, story.sign_of(audit), audit.created, href)
 
 
 def find_reports(folder: Path) -> list[IndexEntry]:

@@ -137,6 +137,7 @@ class Sheet:
     edit_id: str
     created: str
     model: str
+    editor: str
     story: Story
     sections: tuple[Section, ...] = field(default=())
 

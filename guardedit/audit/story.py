@@ -101,6 +101,9 @@ def _headline(audit: AuditReport) -> str:
         "blocked": "The policy stopped this edit before anything was written. The model is unchanged.",
         "rolled-back": _dropped(audit),
         "rejected": "A person turned the edit down. Nothing was written.",
+        "stale": "The model, its statistics or the policy moved on after the plan was made. Nothing was written.",
+        "expired": "The approval was not used in time. Nothing was written.",
+        "superseded": "Another plan for the same edit took this one's place. Nothing was written by this one.",
     }[audit.outcome]
 
 
@@ -261,6 +264,9 @@ def _action(audit: AuditReport) -> str:
         "blocked": "Nothing to undo. Ask for a narrower fact, another layer or another editor, and plan again.",
         "rolled-back": "Nothing to undo. Try another editor or gentler settings, and plan again.",
         "rejected": "Nothing to undo.",
+        "stale": "Nothing to undo. Plan it again on today's model.",
+        "expired": "Nothing to undo. Plan it again.",
+        "superseded": "Nothing to do here. Look at the plan that replaced it.",
     }[audit.outcome]
 
 
@@ -279,6 +285,9 @@ def _warnings(audit: AuditReport) -> tuple[str, ...]:
         "held",
         "auto-approved",
         "rolled-back",
+        "stale",
+        "expired",
+        "superseded",
     )
     if unchanged and audit.digest_after != audit.digest_before:
         found.append("The live model is another version than before this edit; see “Versions”.")

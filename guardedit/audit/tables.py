@@ -65,7 +65,7 @@ def limits_table(audit: AuditReport, caption: str, findings: tuple[Finding, ...]
     )
     return Table(
         caption,
-        ("Limit is", "What it limits", "Observed", "Allowed", "Level", "Metric"),
+        ("Verdict", "What it limits", "Observed", "Allowed", "Level", "Metric"),
         rows,
         frozenset({2, 3}),
         note=_LEVELS[findings[0].stage] if findings else "",

@@ -113,6 +113,9 @@ OUTCOMES: dict[Outcome, Sign] = {
     "blocked": Sign("✗", "Blocked", "bad"),
     "rolled-back": Sign("↶", "Rolled back", "bad"),
     "rejected": Sign("✗", "Rejected", "bad"),
+    "stale": Sign("✗", "Out of date", "bad"),
+    "expired": Sign("✗", "Expired", "bad"),
+    "superseded": Sign("→", "Replaced by another plan", "unsure"),
 }
 
 SCOPES: dict[Scope, str] = {
