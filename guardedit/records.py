@@ -19,7 +19,10 @@ Scope = Literal["target", "entailed", "subject", "near", "far", "model"]
 Stage = Literal["key", "delta", "rehearsal", "postop"]
 Level = Literal["advisory", "soft", "hard"]
 Verdict = Literal["pass", "fail", "inconclusive"]
-Outcome = Literal["auto-approved", "needs-approval", "blocked", "committed", "rolled-back", "held", "rejected"]
+Outcome = Literal[
+    "auto-approved", "needs-approval", "blocked", "committed", "rolled-back", "held", "rejected",
+    "stale", "expired", "superseded",
+]  # fmt: skip
 
 R = TypeVar("R", bound="Record")
 

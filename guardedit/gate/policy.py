@@ -141,15 +141,15 @@ def _reason(
         parts = [f"The policy has no binding rule for {stage}, so nothing was checked."]
     if verdict == "pass":
         n = sum(1 for f in findings if f.level != "advisory")
-        parts = [
-            f"All {n} limits are kept."
-            if not _lifted(findings)
-            else "No limit is broken that was not waived."
-        ]
+        parts = [_kept(n) if not _lifted(findings) else "No limit is broken that was not waived."]
     parts += [
         f"Waived by {f.waiver.author}: {f.metric} ({f.waiver.reason})." for f in _lifted(findings) if f.waiver
     ]
     return " ".join(parts)
+
+
+def _kept(n: int) -> str:
+    return "The one limit that binds is kept." if n == 1 else f"All {n} limits that bind are kept."
 
 
 def _lifted(findings: tuple[Finding, ...]) -> list[Finding]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,13 +136,17 @@ class ModelHandle:
         """Digest of the parameters that the keys of `layer` depend on; an edit of `layer` changes none."""
         return self.hook_digest(f"blocks.{layer}.mlp.hook_post")
 
-    def hook_digest(self, hook_name: str) -> str:
-        """Digest of the parameters upstream of a hook: what an activation recorded there depends on."""
+    def hook_digest(self, hook_name: str, manifest: Mapping[str, str] | None = None) -> str:
+        """Digest of the parameters upstream of a hook: what an activation recorded there depends on.
+
+        With `manifest`, the digest for another version of the same model, without its weights.
+        """
         point = HookPoint.parse(hook_name, self.n_layers)
         named = dict(self.model.named_parameters())
-        return digest_of(
-            {name: tensor_digest(named[name]) for name in named if self._is_upstream(name, point)}
-        )
+        upstream = [name for name in named if self._is_upstream(name, point)]
+        if manifest is not None:
+            return digest_of({name: manifest[name] for name in upstream})
+        return digest_of({name: tensor_digest(named[name]) for name in upstream})
 
     def _is_upstream(self, parameter: str, point: HookPoint) -> bool:
         """Whether `parameter` can influence the activation at `point`."""

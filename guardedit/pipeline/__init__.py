@@ -16,7 +16,7 @@ from typing import Any
 from guardedit.audit.export import export
 from guardedit.config import Settings
 from guardedit.models.handle import ModelHandle
-from guardedit.pipeline import applying, planning, reporting, upkeep
+from guardedit.pipeline import applying, planning, recovery, reporting, upkeep
 from guardedit.pipeline.workspace import Progress
 from guardedit.pipeline.workspace import Workspace as _Workspace
 from guardedit.records import AuditReport, Decision, EditRequest, Plan, Waiver
@@ -35,7 +35,7 @@ class Guard(_Workspace):
         hparams: Mapping[str, Any] | None = None,
     ) -> Plan:
         """Solve, measure and judge one request; see `planning.make_plan`."""
-        asked = request if isinstance(request, EditRequest) else EditRequest.model_validate(dict(request))
+        asked = request if isinstance(request, EditRequest) else planning.read_request(dict(request), "the request")
         return planning.make_plan(self, asked, editor, waivers, hparams)
 
     def waive(self, plan_id: str, waivers: Sequence[Waiver]) -> Plan:
@@ -71,8 +71,10 @@ class Guard(_Workspace):
         return upkeep.verify(self)
 
     def recover(self) -> dict[str, Any]:
-        """Finish or drop what a crash left; see `upkeep.recover`."""
-        return upkeep.recover(self)
+        """Finish or drop what a crash left; see `recovery.recover`."""
+        found = recovery.recover(self)
+        self.refresh()
+        return found
 
     def status(self) -> dict[str, Any]:
         """What is live and where every plan stands; reads no model."""

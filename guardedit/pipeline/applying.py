@@ -9,15 +9,24 @@ from __future__ import annotations
 from typing import Any
 
 from guardedit.edits.deltas import post_images, raw_bytes
-from guardedit.errors import BlockedError, HeldError, NeedsApprovalError, NotFoundError, StaleError
-from guardedit.gate.approvals import decide, require_approval
+from guardedit.errors import (
+    BlockedError,
+    GuardeditError,
+    HeldError,
+    IntegrityError,
+    NeedsApprovalError,
+    StaleError,
+)
+from guardedit.gate.approvals import decide, require_approval, waiver_problem
 from guardedit.gate.policy import judge, lineage_scores
-from guardedit.gate.states import advance
+from guardedit.gate.states import Event, State, advance
 from guardedit.pipeline.monitoring import monitor, target_probabilities
+from guardedit.pipeline.recovery import editing
 from guardedit.pipeline.workspace import Workspace
 from guardedit.records import AuditReport, Decision, DriftReport, Judgement, Plan, digest_of
 
-_EVENTS = {"committed": "commit", "rolled-back": "roll-back", "held": "hold"}
+UNTRACKED = "untracked"
+"""Kind of the entry that says MLflow was away: about the record, not about the edit."""
 
 
 def decide_plan(
@@ -25,22 +34,22 @@ def decide_plan(
 ) -> Decision:
     """Put a person's word on record, bound to the plan's digest (and to the drift report of a held edit)."""
     plan = workspace.read_plan(plan_id)
-    state = workspace.state(plan_id)
-    event = "approve" if outcome == "approved" else "reject"
-    held = state == "held"
-    if not held:
-        advance(state, event)  # type: ignore[arg-type]
-    drift = _drift_digest(workspace, plan_id) if held else None
-    word = decide(
-        plan.digest,
-        "approved" if outcome == "approved" else "rejected",
-        approver or workspace.user,
-        reason,
-        workspace.now(),
-        drift,
-    )
-    body: dict[str, Any] = {"plan_id": plan_id, "edit_id": plan_id, "decision": word.model_dump(mode="json")}
-    workspace.ledger.append("decided", body if held else {**body, "event": event})
+    event: Event = "approve" if outcome == "approved" else "reject"
+    with editing(workspace):
+        state = workspace.state(plan_id)
+        held = state == "held"
+        if not held:
+            advance(state, event)
+        word = decide(
+            plan.digest,
+            "approved" if event == "approve" else "rejected",
+            approver or workspace.user,
+            reason,
+            workspace.now(),
+            _drift_digest(workspace, plan_id) if held else None,
+        )
+        body = {"plan_id": plan_id, "edit_id": plan_id, "decision": word.model_dump(mode="json")}
+        workspace.ledger.append("decided", body if held else {**body, "event": event})
     return word
 
 
@@ -51,19 +60,18 @@ def apply_plan(workspace: Workspace, plan_id: str) -> AuditReport:
     not changed. A monitor that refuses is an outcome ("rolled-back"), not an exception.
     """
     plan = workspace.read_plan(plan_id)
-    state = workspace.state(plan_id)
-    if state == "committed":
+    with editing(workspace):
+        state = workspace.state(plan_id)
+        if state == "held":
+            _settle(workspace, plan)
+        elif state != "committed":
+            _require_plan_may_go(workspace, plan, state)
+            _stage(workspace, plan)
+            _judge_staged(workspace, plan)
         return read_report_facts(workspace, plan)
-    if state == "held":
-        return _settle(workspace, plan)
-    _require_plan_may_go(workspace, plan)
-    with workspace.store.lock():
-        _stage(workspace, plan)
-        return _judge_staged(workspace, plan)
 
 
-def _require_plan_may_go(workspace: Workspace, plan: Plan) -> None:
-    state = workspace.state(plan.plan_id)
+def _require_plan_may_go(workspace: Workspace, plan: Plan, state: State) -> None:
     if state in ("blocked", "rejected"):
         raise BlockedError(f"plan {plan.plan_id} is {state}: {plan.judgement.reason}")
     if state == "needs-approval":
@@ -74,26 +82,35 @@ def _require_plan_may_go(workspace: Workspace, plan: Plan) -> None:
     advance(state, "stage")
     _require_fresh(workspace, plan)
     policy = workspace.kit.policy
+    if state == "auto-approved":
+        _require_waivers_stand(workspace, plan)
     require_approval(workspace.decision(plan.plan_id), plan.digest, plan.author, policy, workspace.now())
+
+
+def _require_waivers_stand(workspace: Workspace, plan: Plan) -> None:
+    """A plan that only waivers let through needs them when it is applied, too."""
+    for finding in plan.judgement.findings:
+        problem = waiver_problem(finding.waiver, workspace.now()) if finding.waiver else None
+        if problem is not None:
+            raise StaleError(
+                f"plan {plan.plan_id} rests on a waiver of {finding.metric}, and {problem}; plan it again with a new one"
+            )
 
 
 def _require_fresh(workspace: Workspace, plan: Plan) -> None:
     """Refuse a plan whose inputs have moved on, and say what moved."""
-    kit = workspace.kit
-    statistics = {name: kit.digests.get(name) for name in plan.delta.statistics_digests}
-    moved = [
-        f"the model ({plan.model_digest} -> {workspace.handle.digest()})"
-        if plan.model_digest != workspace.handle.digest()
-        else "",
-        "the policy" if plan.policy_digest != kit.policy.digest else "",
-        *(name for name, digest in plan.delta.statistics_digests.items() if statistics[name] != digest),
-    ]
-    named = [what for what in moved if what]
+    kit, live = workspace.kit, workspace.store.digest()
+    named = [f"the model ({plan.model_digest} -> {live})"] if plan.model_digest != live else []
+    named += ["the policy"] if plan.policy_digest != kit.policy.digest else []
+    used = plan.delta.statistics_digests
+    named += [name for name, digest in used.items() if kit.digests.get(name) != digest]
     if named:
         workspace.ledger.append(
             "outdated", {"event": "outdate", "plan_id": plan.plan_id, "edit_id": plan.plan_id, "moved": named}
         )
         raise StaleError(f"plan {plan.plan_id} is stale: {', '.join(named)} changed since. Plan it again")
+    if workspace.handle.digest() != live:
+        raise IntegrityError(f"the loaded model is {workspace.handle.digest()}, the live version is {live}")
 
 
 def _stage(workspace: Workspace, plan: Plan) -> None:
@@ -108,27 +125,32 @@ def _stage(workspace: Workspace, plan: Plan) -> None:
     )
 
 
-def _judge_staged(workspace: Workspace, plan: Plan) -> AuditReport:
-    """Monitor the staged copy and do what follows from it; a crash of the monitor drops the copy."""
+def _judge_staged(workspace: Workspace, plan: Plan) -> None:
+    """Monitor the staged copy and do what follows from it; a monitor that does not finish drops the copy."""
     try:
-        before = target_probabilities(workspace.handle, plan, "before")
-        with workspace.staged(plan.plan_id) as handle:
-            after = target_probabilities(handle, plan, "after")
-        drift, drift_base = monitor(workspace, plan)
-    except BaseException:
-        _drop(workspace, plan, "the monitor did not finish")
+        facts = _monitored(workspace, plan)
+    except BaseException as error:
+        _drop(workspace, plan, f"the monitor did not finish: {type(error).__name__}: {error}"[:500])
         raise
+    outcome = facts["postop"]["outcome"]
+    if outcome == "committed":
+        _commit(workspace, plan, facts)
+    elif outcome == "held":
+        workspace.ledger.append("held", {**facts, "event": "hold"})
+    else:
+        _drop(workspace, plan, facts["postop"]["reason"], facts)
+
+
+def _monitored(workspace: Workspace, plan: Plan) -> dict[str, Any]:
+    """Measure and judge the staged copy, whose bytes are hashed again when that is done."""
+    before = target_probabilities(workspace.handle, plan, "before")
+    with workspace.staged(plan.plan_id) as handle:
+        after = target_probabilities(handle, plan, "after")
+    drift, drift_base = monitor(workspace, plan)
     scores = (*drift.scores, *lineage_scores((drift_base or drift).scores))
     judgement = judge(scores, workspace.kit.policy, plan.waivers, "postop", workspace.now())
     staged = workspace.store.staged(plan.plan_id).digest
-    facts = _facts(workspace, plan, drift, drift_base, judgement, {**before, **after}, staged)
-    if judgement.outcome == "committed":
-        _commit(workspace, plan, facts)
-    elif judgement.outcome == "held":
-        workspace.ledger.append("held", {**facts, "event": "hold", "drift_digest": digest_of(drift)})
-    else:
-        _drop(workspace, plan, judgement.reason, facts)
-    return read_report_facts(workspace, plan)
+    return _facts(workspace, plan, drift, drift_base, judgement, {**before, **after}, staged)
 
 
 def _facts(
@@ -146,6 +168,7 @@ def _facts(
         "edit_id": plan.plan_id,
         "plan_digest": plan.digest,
         "drift": drift.model_dump(mode="json"),
+        "drift_digest": digest_of(drift),
         "drift_base": drift_base.model_dump(mode="json") if drift_base else None,
         "postop": judgement.model_dump(mode="json"),
         "target_probabilities": probabilities,
@@ -155,9 +178,16 @@ def _facts(
 
 
 def _commit(workspace: Workspace, plan: Plan, facts: dict[str, Any]) -> None:
+    # A staged copy that is broken or stands on another version stops a commit before it is on record.
+    workspace.store.staged(plan.plan_id)
     # The record comes first: a crash between the two is put right by `recover`, which commits what is on record.
     workspace.ledger.append("committed", {**facts, "event": "commit"})
-    workspace.store.commit(plan.plan_id)
+    try:
+        workspace.store.commit(plan.plan_id)
+    except GuardeditError as error:
+        if workspace.store.lineage().edit(plan.plan_id) is None:
+            _drop(workspace, plan, f"the commit failed: {error}"[:500])
+        raise
     workspace.refresh()
 
 
@@ -173,23 +203,20 @@ def _drop(workspace: Workspace, plan: Plan, reason: str, facts: dict[str, Any] |
     workspace.store.drop_staged(plan.plan_id)
 
 
-def _settle(workspace: Workspace, plan: Plan) -> AuditReport:
+def _settle(workspace: Workspace, plan: Plan) -> None:
     """A held edit, once somebody has decided with the drift report in hand."""
     word = workspace.decision(plan.plan_id)
+    facts = _last_facts(workspace, plan.plan_id)
     if word is not None and word.outcome == "rejected" and word.drift_digest is not None:
-        with workspace.store.lock():
-            _drop(
-                workspace,
-                plan,
-                f"rejected by {word.approver}: {word.reason}",
-                _last_facts(workspace, plan.plan_id),
-            )
-        return read_report_facts(workspace, plan)
+        _drop(workspace, plan, f"rejected by {word.approver}: {word.reason}", facts)
+        return
     digest = _drift_digest(workspace, plan.plan_id)
     require_approval(word, plan.digest, plan.author, workspace.kit.policy, workspace.now(), digest)
-    with workspace.store.lock():
-        _commit(workspace, plan, _last_facts(workspace, plan.plan_id))
-    return read_report_facts(workspace, plan)
+    try:
+        _commit(workspace, plan, facts)
+    except StaleError as error:
+        _drop(workspace, plan, str(error), facts)
+        raise
 
 
 def _drift_digest(workspace: Workspace, plan_id: str) -> str:
@@ -203,7 +230,7 @@ def _last_facts(workspace: Workspace, plan_id: str) -> dict[str, Any]:
     """The monitoring on record, without the event it was recorded for."""
     measured = [e for e in workspace.history(plan_id) if "postop" in e.body]
     facts = dict(measured[-1].body) if measured else {}
-    for name in ("event", "drift_digest", "reason"):
+    for name in ("event", "reason"):
         facts.pop(name, None)
     return facts
 
@@ -214,15 +241,15 @@ def undo(workspace: Workspace, edit_id: str, reason: str = "asked for") -> Audit
     Raises NotFoundError, StaleError where it is not committed, OutOfOrderError where a later edit stands on it.
     """
     plan = workspace.read_plan(edit_id)
-    state = workspace.state(edit_id)
-    if state not in ("committed", "held"):
-        raise StaleError(f"edit {edit_id} is {state}; only a committed edit can be rolled back")
-    with workspace.store.lock():
+    with editing(workspace):
+        state = workspace.state(edit_id)
+        if state not in ("committed", "held"):
+            raise StaleError(f"edit {edit_id} is {state}; only a committed or held edit can be rolled back")
         if state == "held":
             _drop(workspace, plan, reason, _last_facts(workspace, edit_id))
         else:
             _undo_committed(workspace, plan, reason)
-    return read_report_facts(workspace, plan)
+        return read_report_facts(workspace, plan)
 
 
 def _undo_committed(workspace: Workspace, plan: Plan, reason: str) -> None:
@@ -248,6 +275,7 @@ def read_report_facts(workspace: Workspace, plan: Plan) -> AuditReport:
     """The audit record of a plan, put together from ledger and plan alone."""
     facts = _last_facts(workspace, plan.plan_id)
     state = workspace.state(plan.plan_id)
+    # An approved plan still waits to be applied; a copy that is staged now has no verdict yet.
     outcome = {"approved": "needs-approval", "staged": "held"}.get(state, state)
     live = workspace.store.digest()
     return AuditReport(
@@ -263,11 +291,5 @@ def read_report_facts(workspace: Workspace, plan: Plan) -> AuditReport:
         digest_before=plan.model_digest,
         digest_staged=facts.get("digest_staged"),
         digest_after=live,
-        created=workspace.history(plan.plan_id)[-1].at,
+        created=[e for e in workspace.history(plan.plan_id) if e.kind != UNTRACKED][-1].at,
     )
-
-
-def require_known(workspace: Workspace, edit_id: str) -> None:
-    """Raise NotFoundError unless the ledger knows the edit."""
-    if not workspace.history(edit_id):
-        raise NotFoundError(f"no edit {edit_id!r} in {workspace.home}; `guardedit status` lists them")

@@ -8,21 +8,30 @@ from __future__ import annotations
 
 import importlib.resources
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from guardedit.audit.files import write_atomic
 from guardedit.config import cache_folder
 from guardedit.drift.null import NullBank, load_bank
 from guardedit.editors import EDITORS
-from guardedit.errors import BadRequestError, IntegrityError, MissingStatisticsError
+from guardedit.errors import (
+    BadRequestError,
+    IntegrityError,
+    MissingStatisticsError,
+    PolicyError,
+    StatisticsMismatchError,
+)
 from guardedit.gate.policy import Policy, load_policy
 from guardedit.gate.reference import ReferenceBank
 from guardedit.models.handle import ModelHandle
-from guardedit.models.hooks import key_hook
+from guardedit.models.hooks import HookPoint, key_hook
+from guardedit.models.sources import WHEELS
 from guardedit.models.statistics import SecondMoment
-from guardedit.records import digest_of_bytes
+from guardedit.pipeline.metrics import known_metrics
+from guardedit.records import digest_of, digest_of_bytes
 from guardedit.saes.checkpoints import Sae, load_all
 
 KIT_FILE = "kit.json"
@@ -52,8 +61,7 @@ class Kit:
 
     def settings(self, editor: str, overrides: Mapping[str, Any] | None = None) -> Any:
         """The editor's settings; raises BadRequestError for an unknown editor or setting."""
-        if editor not in EDITORS:
-            raise BadRequestError(f"unknown editor {editor!r}; there are {', '.join(sorted(EDITORS))}")
+        require_editor(editor)
         kind = EDITORS[editor].hparams
         named = {"layer": self.layer, **self.hparams.get(editor, {}), **(overrides or {})}
         allowed = {f.name for f in fields(kind)}
@@ -75,19 +83,33 @@ class Kit:
         return {name: sae for name, sae in self.saes.items() if name != key_hook(self.layer)}
 
 
+def require_editor(editor: str) -> None:
+    """Raise BadRequestError for an editor that is not there."""
+    if editor not in EDITORS:
+        raise BadRequestError(f"unknown editor {editor!r}; there are {', '.join(sorted(EDITORS))}")
+
+
+def full_name(model: str) -> str:
+    """A model's name that means the same from every folder: paths are made absolute."""
+    return str(Path(model).resolve()) if model not in WHEELS and Path(model).is_dir() else model
+
+
 def kit_folder(model: str) -> Path:
     """Where a model's kit lies: in the package for known models, else in the cache folder."""
     shipped = importlib.resources.files("guardedit") / "assets" / model
-    if (shipped / KIT_FILE).is_file():
+    if model in WHEELS and (shipped / KIT_FILE).is_file():
         return Path(str(shipped))
-    return cache_folder() / "kits" / model.strip("/").replace("/", "--")
+    return cache_folder() / "kits" / full_name(model).strip("/").replace("/", "--")
 
 
-def load_kit(handle: ModelHandle, policy: Path | None = None) -> Kit:
+def load_kit(
+    handle: ModelHandle, policy: Path | None = None, base_manifest: Mapping[str, str] | None = None
+) -> Kit:
     """Read and verify the model's kit.
 
-    Raises MissingStatisticsError where there is none yet, IntegrityError where a file was changed, and
-    StatisticsMismatchError where it was made for other weights.
+    `base_manifest` is that of the lineage's base, which SAEs are bound to; without it, the handle's own. Raises
+    MissingStatisticsError where there is no kit yet, IntegrityError where a file was changed, StatisticsMismatchError
+    where it was made for other weights or another width, and PolicyError for a policy that cannot be used.
     """
     folder = kit_folder(handle.name)
     if not (folder / KIT_FILE).is_file():
@@ -98,37 +120,84 @@ def load_kit(handle: ModelHandle, policy: Path | None = None) -> Kit:
     plain = read_kit(folder / KIT_FILE)
     digests = _verified(folder, plain["files"])
     moments = [SecondMoment.load(folder / name, handle) for name in plain["second_moments"]]
+    saes = _saes(handle, base_manifest)
     kit = Kit(
         folder=folder,
         model=handle.name,
         layer=plain["layer"],
         hparams=plain["hparams"],
-        second_moments={moment.hook_name: moment for moment in moments},
-        saes=_saes(handle.name),
-        policy=load_policy(policy or folder / POLICY),
+        second_moments=_by_hook(moments, plain["layer"]),
+        saes=saes,
+        policy=_policy(policy or folder / POLICY, handle.name, plain["layer"], saes),
         preop_bank=ReferenceBank.load(folder / PREOP_BANK) if PREOP_BANK in digests else None,
         drift_bank=load_bank(folder / DRIFT_BANK) if DRIFT_BANK in digests else None,
     )
-    saes = {f"sae/{name}": sae.digest for name, sae in kit.saes.items()}
-    return replace(kit, digests={**digests, **saes, "policy": kit.policy.digest})
+    named = {f"sae/{name}": sae.digest for name, sae in kit.saes.items()}
+    return replace(kit, digests={**digests, **named, "policy": kit.policy.digest})
 
 
-def _saes(model: str) -> dict[str, Sae]:
+def _by_hook(moments: Iterable[SecondMoment], layer: int) -> dict[str, SecondMoment]:
+    found = {moment.hook_name: moment for moment in moments}
+    if key_hook(layer) not in found:
+        raise MissingStatisticsError(
+            f"the kit edits layer {layer} and has no second moment of {key_hook(layer)}; collect it with "
+            f"`guardedit stats collect --layer {layer}`"
+        )
+    return found
+
+
+def _policy(path: Path, model: str, layer: int, saes: Mapping[str, Sae]) -> Policy:
+    if path.name == POLICY and not path.exists():
+        raise PolicyError(
+            f"{model} has no policy yet: write {path} (docs/policy.md says how), or name one with --policy"
+        )
+    return load_policy(path, known_metrics(name for name in saes if name != key_hook(layer)))
+
+
+def _saes(handle: ModelHandle, base: Mapping[str, str] | None) -> dict[str, Sae]:
     """The model's SAEs, none where none were trained: what needs one is then inconclusive, not passed."""
     try:
-        return load_all(model)
+        found = load_all(handle.name)
     except MissingStatisticsError:
         return {}
+    for name, sae in found.items():
+        _check_sae(handle, name, sae, base)
+    return found
+
+
+def _check_sae(handle: ModelHandle, name: str, sae: Sae, base: Mapping[str, str] | None) -> None:
+    """Raise StatisticsMismatchError unless the SAE was made for this hook's width and these weights."""
+    point = HookPoint.parse(name, handle.n_layers)
+    width = handle.d_in(point.layer) if name == key_hook(point.layer) else handle.d_model
+    if sae.d_in != width:
+        raise StatisticsMismatchError(
+            f"the SAE at {name} is {sae.d_in} wide, {handle.name} is {width} wide there; train one for this model"
+        )
+    upstream = handle.hook_digest(name, base)
+    if sae.card.upstream_digest != upstream:
+        raise StatisticsMismatchError(
+            f"the SAE at {name} was trained on weights {sae.card.upstream_digest}, the base of {handle.name} has "
+            f"{upstream} upstream of that hook; train one for these weights"
+        )
+
+
+_KIT_KEYS = {"layer": int, "hparams": dict, "second_moments": list, "files": dict, "seal": str}
 
 
 def read_kit(path: Path) -> dict[str, Any]:
-    """The content of a kit.json; raises IntegrityError where it cannot be read."""
+    """The content of a kit.json; raises IntegrityError where it cannot be read or does not hash to its own seal."""
     try:
         plain = json.loads(path.read_bytes())
-        if not isinstance(plain, dict) or not {"layer", "hparams", "second_moments", "files"} <= plain.keys():
-            raise ValueError("a key is missing")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise IntegrityError(f"{path} cannot be read: {error}") from error
+    if not isinstance(plain, dict) or plain.keys() != _KIT_KEYS.keys():
+        raise IntegrityError(f"{path} was changed: it does not hold {', '.join(_KIT_KEYS)} and nothing else")
+    for key, kind in _KIT_KEYS.items():
+        if not isinstance(plain[key], kind):
+            raise IntegrityError(f"{path} was changed: {key} is {type(plain[key]).__name__}, not {kind.__name__}")
+    seal = plain.pop("seal")
+    if digest_of(plain) != seal:
+        raise IntegrityError(f"{path} was changed: it does not hash to its own seal")
     return plain
 
 
@@ -154,4 +223,6 @@ def write_kit(folder: Path, *, layer: int, hparams: dict[str, dict[str, Any]]) -
         "second_moments": moments,
         "files": {name: digest_of_bytes((folder / name).read_bytes()) for name in sorted(names)},
     }
-    (folder / KIT_FILE).write_text(json.dumps(plain, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    sealed = {**plain, "seal": digest_of(plain)}
+    text = json.dumps(sealed, indent=1, sort_keys=True) + "\n"
+    write_atomic(folder / KIT_FILE, text.encode())

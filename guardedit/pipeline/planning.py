@@ -22,6 +22,9 @@ from guardedit.gate.reference import with_percentiles
 from guardedit.gate.states import advance
 from guardedit.models.handle import ModelHandle
 from guardedit.models.hooks import key_hook, mlp_hook
+from guardedit.pipeline.kit import require_editor
+from guardedit.pipeline.recovery import editing
+from guardedit.pipeline.trying import continued
 from guardedit.pipeline.workspace import Workspace, versions
 from guardedit.records import (
     DeltaRecord,
@@ -50,6 +53,8 @@ def make_plan(
 
     Raises BadRequestError, MissingStatisticsError, SolveError; then neither model nor ledger has changed.
     """
+    require_editor(editor)
+    workspace.refresh()
     kit, handle, seed = workspace.kit, workspace.handle, workspace.settings.seed
     settings = kit.settings(editor, hparams)
     check_waivers(waivers, kit.policy, workspace.now())
@@ -68,14 +73,29 @@ def waive(workspace: Workspace, plan_id: str, waivers: Sequence[Waiver]) -> Plan
 
     Raises BadRequestError for a waiver that could lift nothing, StaleError where the plan is past deciding.
     """
-    old = workspace.read_plan(plan_id)
-    advance(workspace.state(plan_id), "supersede")
-    check_waivers(waivers, workspace.kit.policy, workspace.now())
-    judgement = judge(old.risk.scores, workspace.kit.policy, waivers, "preop", workspace.now())
-    made = _seal(workspace, old.requests[0], workspace.read_delta(old), old.delta, old.risk, judgement, tuple(waivers))
-    body = {"event": "supersede", "plan_id": plan_id, "edit_id": plan_id, "by": made.plan_id}
-    workspace.ledger.append("superseded", body)
+    old, policy, now = workspace.read_plan(plan_id), workspace.kit.policy, workspace.now()
+    with editing(workspace):
+        advance(workspace.state(plan_id), "supersede")
+        check_waivers(waivers, policy, now)
+        judgement = judge(old.risk.scores, policy, waivers, "preop", now)
+        delta = workspace.read_delta(old)
+        made = _seal(workspace, old.requests[0], delta, old.delta, old.risk, judgement, tuple(waivers))
+        body = {"event": "supersede", "plan_id": plan_id, "edit_id": plan_id, "by": made.plan_id}
+        workspace.ledger.append("superseded", body)
     return made
+
+
+def understood(
+    workspace: Workspace, requests: Sequence[EditRequest], editor: str
+) -> tuple[EditRequest, ...]:
+    """The requests, completed: whatever is wrong with one of them is found before anything is solved for another.
+
+    Raises BadRequestError for an unknown editor, or a request that asks for what the model says already.
+    """
+    require_editor(editor)
+    workspace.kit.settings(editor)
+    workspace.refresh()
+    return tuple(complete(workspace.handle, request) for request in requests)
 
 
 def complete(handle: ModelHandle, request: EditRequest) -> EditRequest:
@@ -85,12 +105,19 @@ def complete(handle: ModelHandle, request: EditRequest) -> EditRequest:
     """
     if request.target_true is not None:
         return request
-    answer = top_answer(handle, request.filled)
-    if request.target_new.strip().startswith(answer):
+    answer, wanted = top_answer(handle, request.filled), request.target_new.strip()
+    # A token can begin many words: the whole target is compared.
+    if wanted.startswith(answer) and _says(handle, request.filled, wanted):
         raise BadRequestError(
-            f"the model already answers {answer!r} to {request.filled!r}; name target_true if you mean to strengthen it"
+            f"the model already answers {wanted!r} to {request.filled!r}; name target_true if you mean to strengthen it"
         )
     return request.model_copy(update={"target_true": answer})
+
+
+def _says(handle: ModelHandle, prompt: str, answer: str) -> bool:
+    """Whether the model's greedy continuation begins with the whole answer."""
+    length = int(handle.encode([f" {answer}"])["attention_mask"].sum())
+    return continued(handle, prompt, length + 1).strip().startswith(answer)
 
 
 def _risk(workspace: Workspace, request: EditRequest, delta: EditDelta) -> RiskReport:
@@ -132,7 +159,7 @@ def _seal(
 ) -> Plan:
     """Write plan and delta, then the ledger's entry: what is not in the ledger was never planned."""
     store, handle = workspace.store, workspace.handle
-    with store.lock():
+    with editing(workspace):
         if not store.exists:
             store.import_base(handle.manifest(), handle.folder, handle.name)
         plan = Plan(
@@ -153,14 +180,16 @@ def _seal(
             versions=versions(),
         )
         _store(workspace.plan_folder(plan.plan_id), plan, delta)
-        workspace.ledger.append("planned", _entry(plan))
-    if judgement.outcome == "auto-approved":
-        decision = decide(plan.digest, "auto-approved", "policy", judgement.reason, workspace.now())
-        workspace.ledger.append(
-            "decided",
-            {"plan_id": plan.plan_id, "edit_id": plan.plan_id, "decision": decision.model_dump(mode="json")},
-        )
+        workspace.ledger.append("planned", {**_entry(plan), **_own_word(workspace, plan)})
     return plan
+
+
+def _own_word(workspace: Workspace, plan: Plan) -> dict[str, Any]:
+    """The policy's decision, where it approves: in the plan's own entry, so that no crash can part the two."""
+    if plan.judgement.outcome != "auto-approved":
+        return {}
+    word = decide(plan.digest, "auto-approved", "policy", plan.judgement.reason, workspace.now())
+    return {"decision": word.model_dump(mode="json")}
 
 
 def _store(folder: Path, plan: Plan, delta: EditDelta) -> None:
@@ -215,11 +244,12 @@ def read_requests(path: Path) -> tuple[EditRequest, ...]:
     if not entries:
         raise BadRequestError(f"{path} holds no request")
     return tuple(
-        _request(entry, f"{path}, request {number}") for number, entry in enumerate(entries, start=1)
+        read_request(entry, f"{path}, request {number}") for number, entry in enumerate(entries, start=1)
     )
 
 
-def _request(entry: Any, where: str) -> EditRequest:
+def read_request(entry: Any, where: str) -> EditRequest:
+    """One request; raises BadRequestError naming `where`, the key, the value and what is allowed."""
     from pydantic import ValidationError
 
     if not isinstance(entry, dict):

@@ -9,7 +9,7 @@ from typing import Any
 from guardedit.audit.report import RenderedReport, render
 from guardedit.audit.tracking import Tracker
 from guardedit.errors import TrackingError
-from guardedit.pipeline.applying import read_report_facts
+from guardedit.pipeline.applying import UNTRACKED, read_report_facts
 from guardedit.pipeline.workspace import Workspace
 from guardedit.records import AuditReport
 
@@ -39,17 +39,24 @@ def publish(workspace: Workspace, edit_id: str) -> Published:
     plan = workspace.read_plan(edit_id)
     audit = read_report_facts(workspace, plan)
     folder = report_folder(workspace, edit_id)
-    files = render(audit, folder)
     try:
-        run_id = tracker(workspace).log_audit(audit, folder)
+        return _tracked(workspace, audit, folder)
     except TrackingError as error:
-        workspace.ledger.append("untracked", {"plan_id": edit_id, "edit_id": edit_id, "reason": str(error)})
+        workspace.ledger.append(UNTRACKED, {"plan_id": edit_id, "edit_id": edit_id, "reason": str(error)})
         noted = audit.model_copy(
             update={"mlflow_note": f"MLflow was not reached: {error}. `guardedit sync` catches up."}
         )
         return Published(noted, render(noted, folder), None, str(error))
-    named = audit.model_copy(update={"mlflow_run_id": run_id})
-    return Published(named, files, run_id, None)
+
+
+def _tracked(workspace: Workspace, audit: AuditReport, folder: Path) -> Published:
+    """The run is opened first, so that the files can name it and MLflow gets the files as they are in the end."""
+    seq = workspace.history(audit.edit_id)[-1].seq
+    mlflow = tracker(workspace)
+    named = audit.model_copy(update={"mlflow_run_id": mlflow.open_run(audit)})
+    files = render(named, folder)
+    mlflow.log_audit(named, folder, seq)
+    return Published(named, files, named.mlflow_run_id, None)
 
 
 def report_folder(workspace: Workspace, edit_id: str) -> Path:
@@ -58,15 +65,25 @@ def report_folder(workspace: Workspace, edit_id: str) -> Path:
 
 
 def sync(workspace: Workspace) -> dict[str, Any]:
-    """Bring MLflow to what the ledger says; raises TrackingError where it cannot be reached."""
-    ids = [entry.body["plan_id"] for entry in workspace.ledger.entries("planned")]
-    audits = {plan_id: read_report_facts(workspace, workspace.read_plan(plan_id)) for plan_id in ids}
-    for plan_id, audit in audits.items():
-        if not (report_folder(workspace, plan_id) / "report.html").is_file():
-            render(audit, report_folder(workspace, plan_id))
-    logged = {
-        plan_id: tracker(workspace).log_audit(audit, report_folder(workspace, plan_id))
-        for plan_id, audit in audits.items()
-    }
+    """Bring MLflow to what the ledger says; raises TrackingError where it cannot be reached.
+
+    Plans that MLflow shows as they stand are left alone; a plan that cannot be told is counted as `behind`, and
+    `notes` says why. Reports of plans that are told are written anew: they name their run.
+    """
+    mlflow, told = tracker(workspace), {}
+
+    def load_report(plan_id: str) -> AuditReport:
+        audit = read_report_facts(workspace, workspace.read_plan(plan_id))
+        run_id = told[plan_id] = mlflow.open_run(audit)
+        named = audit.model_copy(update={"mlflow_run_id": run_id})
+        render(named, report_folder(workspace, plan_id))
+        return named
+
+    done = mlflow.sync(workspace.ledger, load_report)
     head = workspace.ledger.head()
-    return {"runs": logged, "ledger_head": head.digest if head else None}
+    return {
+        "told": told,
+        "behind": done.behind,
+        "notes": list(done.notes),
+        "ledger_head": head.digest if head else None,
+    }

@@ -1,18 +1,26 @@
-"""Looking after a home: what stands where, whether the bytes are right, and putting right what a crash left."""
+"""Looking after a home: what stands where, and whether the bytes are right."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from guardedit.audit.ledger import Entry
+from guardedit.audit.version_reading import Verified
+from guardedit.audit.versions import VersionStore
 from guardedit.config import Settings
+from guardedit.errors import IntegrityError
+from guardedit.gate.states import State
 from guardedit.models.handle import ModelHandle
+from guardedit.pipeline.recovery import disagreement
 from guardedit.pipeline.workspace import Workspace
 
 
 def status(workspace: Workspace) -> dict[str, Any]:
     """What is live and where every plan stands; reads ledger and version records, no model."""
-    plans = [_line(workspace, entry) for entry in workspace.ledger.entries("planned")]
+    states = workspace.states()
+    plans = [_line(entry, states) for entry in workspace.ledger.entries("planned")]
     live = workspace.store.lineage() if workspace.store.exists else None
     return {
         "home": str(workspace.home),
@@ -24,11 +32,11 @@ def status(workspace: Workspace) -> dict[str, Any]:
     }
 
 
-def _line(workspace: Workspace, entry: Entry) -> dict[str, Any]:
+def _line(entry: Entry, states: Mapping[str, State]) -> dict[str, Any]:
     body, request = entry.body, entry.body["requests"][0]
     return {
         "plan_id": body["plan_id"],
-        "state": workspace.state(body["plan_id"]),
+        "state": states[body["plan_id"]],
         "editor": body["editor"],
         "edit": f"{request['subject']}: {request['target_true']} -> {request['target_new']}",
         "at": entry.at,
@@ -37,7 +45,8 @@ def _line(workspace: Workspace, entry: Entry) -> dict[str, Any]:
 
 
 def verify(workspace: Workspace) -> dict[str, Any]:
-    """Recompute the digests of ledger, versions, plans, deltas and the model's kit from their bytes.
+    """Recompute the digests of ledger, versions, staged copies, plans, deltas and the model's kit from their bytes, and
+    compare what the ledger says with what the versions are.
 
     Raises IntegrityError at the first that is not what was recorded, naming it.
     """
@@ -46,7 +55,7 @@ def verify(workspace: Workspace) -> dict[str, Any]:
     for entry in plans:
         plan = workspace.read_plan(entry.body["plan_id"])
         workspace.read_delta(plan)
-    checked = workspace.store.verify() if workspace.store.exists else None
+    checked = _versions(workspace) if plans or workspace.store.exists else None
     kit = workspace.kit if plans else None
     return {
         "ledger_entries": head.seq if head else 0,
@@ -59,39 +68,21 @@ def verify(workspace: Workspace) -> dict[str, Any]:
     }
 
 
-def recover(workspace: Workspace) -> dict[str, Any]:
-    """Finish or drop what a crash left; doing it twice changes nothing more.
-
-    A commit on record is finished; a staged copy nobody waits for is dropped; an undo that reached the versions but not
-    the ledger is put on record.
-    """
-    with workspace.store.lock():
-        ids = [entry.body["plan_id"] for entry in workspace.ledger.entries("planned")]
-        states = {plan_id: workspace.state(plan_id) for plan_id in ids}
-        wanted = frozenset(plan_id for plan_id, state in states.items() if state in ("held", "committed"))
-        done = workspace.store.recover(wanted)
-        finished = [plan_id for plan_id in done.staged if states.get(plan_id) == "committed"]
-        for plan_id in finished:
-            workspace.store.commit(plan_id)
-        dropped = [plan_id for plan_id, state in states.items() if state == "staged"]
-        for plan_id in dropped:
-            _record(workspace, plan_id, "the process ended before the monitor had finished")
-        undone = _unrecorded_undos(workspace, states)
-        for plan_id in undone:
-            _record(workspace, plan_id, "the undo had reached the versions, not the ledger", undone=True)
-    return {"finished": finished, "dropped": dropped, "undone": undone, "removed": list(done.dropped)}
+def _versions(workspace: Workspace) -> Verified:
+    """Versions and staged copies, and whether ledger and versions tell the same story."""
+    checked = workspace.store.verify()
+    for edit_id in workspace.store.staged_ids():
+        workspace.store.staged(edit_id)
+    problem = disagreement(workspace)
+    if problem is not None:
+        raise IntegrityError(f"{problem}; `guardedit recover` puts right what a crash left")
+    return checked
 
 
-def _unrecorded_undos(workspace: Workspace, states: dict[str, Any]) -> list[str]:
-    if not workspace.store.exists:
-        return []
-    lineage = workspace.store.lineage()
-    return [plan_id for plan_id, state in states.items() if state == "committed" and lineage.undone(plan_id)]
-
-
-def _record(workspace: Workspace, plan_id: str, reason: str, undone: bool = False) -> None:
-    body = {"event": "roll-back", "plan_id": plan_id, "edit_id": plan_id, "reason": reason, "undone": undone}
-    workspace.ledger.append("rolled-back", body)
+def guarded_model(home: Path) -> str | None:
+    """Name of the model that a home guards, or None; nothing is made."""
+    store = VersionStore(home)
+    return store.base().name if store.exists else None
 
 
 def load_live(workspace: Workspace) -> ModelHandle:

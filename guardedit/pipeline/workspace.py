@@ -19,10 +19,10 @@ from guardedit.audit.versions import VersionStore
 from guardedit.config import Settings, current_user
 from guardedit.edits.deltas import EditDelta, decode, restore
 from guardedit.errors import IntegrityError, NotFoundError, StaleError
-from guardedit.gate.states import State, replay
+from guardedit.gate.states import Event, State, replay
 from guardedit.models.handle import ModelHandle
 from guardedit.models.sources import load
-from guardedit.pipeline.kit import Kit, load_kit
+from guardedit.pipeline.kit import Kit, full_name, load_kit
 from guardedit.records import Decision, Plan, parse_record
 
 Progress = Callable[[str, float], None]
@@ -44,6 +44,8 @@ class Workspace:
         self.home = self.settings.home
         self.ledger = Ledger(self.home / "ledger.sqlite")
         self.store = VersionStore(self.home)
+        self._at: str | None = None
+        """Digest of the version that the loaded model was last brought to."""
 
     # -- the model
 
@@ -51,12 +53,13 @@ class Workspace:
     def handle(self) -> ModelHandle:
         """The live model: the base's files with the bytes of committed edits on top, every digest compared."""
         self.progress(f"loading {self.settings.model}", 0.0)
-        handle = load(self.settings.model)
+        handle = load(full_name(self.settings.model))
         if self.store.exists:
-            if self.store.base().digest != handle.digest():
+            base, digest = self.store.base(), handle.digest()
+            if base.digest != digest:
                 raise StaleError(
-                    f"{self.home} guards {self.store.base().name} ({self.store.base().digest}), "
-                    f"{self.settings.model} is {handle.digest()}; use another --home"
+                    f"{self.home} guards {base.name} ({base.digest}), {self.settings.model} is {digest}; "
+                    "use another --home"
                 )
             restore(handle, {name: self.tensor(name) for name in self.store.live_overrides()})
             self._compare(handle)
@@ -65,7 +68,8 @@ class Workspace:
     @cached_property
     def kit(self) -> Kit:
         """Statistics, SAEs, policy and banks of the model."""
-        return load_kit(self.handle, self.settings.policy)
+        base = self.store.base().manifest if self.store.exists else self.handle.manifest()
+        return load_kit(self.handle, self.settings.policy, base)
 
     def tensor(self, parameter: str, edit_version: str | None = None) -> Tensor:
         """A stored tensor of the live version, or of a named one ("base", an edit's id); its digest is compared."""
@@ -73,13 +77,16 @@ class Workspace:
         return tensor_from(raw.data, raw.dtype, raw.shape)
 
     def _compare(self, handle: ModelHandle) -> None:
-        if handle.digest() != self.store.digest():
-            raise IntegrityError(
-                f"the loaded model is {handle.digest()}, the ledger's is {self.store.digest()}"
-            )
+        found, live = handle.digest(), self.store.digest()
+        if found != live:
+            raise IntegrityError(f"the loaded model is {found}, the live version is {live}")
+        self._at = live
 
     def refresh(self) -> None:
-        """Bring the loaded model to what is live on disk, after a commit or an undo."""
+        """Bring the loaded model, if it is loaded, to what is live on disk: here or elsewhere, somebody may have
+        committed or undone an edit."""
+        if "handle" not in vars(self) or not self.store.exists or self.store.digest() == self._at:
+            return
         live = self.store.manifest()
         stale = [name for name, digest in self.handle.manifest().items() if live[name] != digest]
         restore(self.handle, {name: self.tensor(name) for name in stale})
@@ -95,8 +102,8 @@ class Workspace:
             name: tensor_like(saved[name], (version_.folder / "post" / f"{name}.bin").read_bytes())
             for name in spans
         }
-        restore(self.handle, images)
         try:
+            restore(self.handle, images)
             if self.handle.digest() != version_.digest:
                 raise IntegrityError(f"the staged copy of {edit_id} is not {version_.digest}")
             yield self.handle
@@ -108,7 +115,7 @@ class Workspace:
     def plan_folder(self, plan_id: str) -> Path:
         """Where a plan lies; raises NotFoundError for a name that cannot be one."""
         if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,63}", plan_id):
-            raise NotFoundError(f"{plan_id!r} is not a plan's name; `guardedit status` lists them")
+            raise NotFoundError(f"{plan_id[:80]!r} is not a plan's name; `guardedit status` lists them")
         return self.home / "plans" / plan_id
 
     def plan_entry(self, plan_id: str) -> Entry:
@@ -149,15 +156,19 @@ class Workspace:
         """Where the plan stands: its recorded events, replayed through the transition table."""
         return replay(e.body["event"] for e in self.history(plan_id) if e.body.get("event"))
 
-    def decision(self, plan_id: str) -> Decision | None:
-        """The last word on a plan, or None."""
-        words = [e for e in self.history(plan_id) if e.kind == "decided"]
-        return Decision.model_validate(words[-1].body["decision"]) if words else None
+    def states(self) -> dict[str, State]:
+        """Where every plan stands, in the order in which they were made; the ledger is read once."""
+        events: dict[str, list[Event]] = {}
+        for entry in self.ledger.entries():
+            plan_id, event = entry.body.get("plan_id"), entry.body.get("event")
+            if plan_id and event:
+                events.setdefault(plan_id, []).append(event)
+        return {plan_id: replay(told) for plan_id, told in events.items()}
 
-    def waiting(self) -> tuple[str, ...]:
-        """Plans whose staged copy somebody still has to decide on."""
-        ids = dict.fromkeys(e.body["plan_id"] for e in self.ledger.entries("planned"))
-        return tuple(plan_id for plan_id in ids if self.state(plan_id) == "held")
+    def decision(self, plan_id: str) -> Decision | None:
+        """The last word on a plan, or None; the policy's own stands in the plan's first entry."""
+        words = [e.body["decision"] for e in self.history(plan_id) if e.body.get("decision")]
+        return Decision.model_validate(words[-1]) if words else None
 
     # -- facts on record
 
