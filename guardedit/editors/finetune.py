@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from guardedit.edits.deltas import Dense, EditDelta, WeightChange
+from guardedit.edits.deltas import Dense, EditDelta, WeightChange, require_linear
+from guardedit.edits.settings import require_contexts, require_number
 from guardedit.errors import SolveError
 from guardedit.models.handle import ModelHandle, preserved
 from guardedit.models.hooks import key_hook, mlp_hook, patch, record, resume
@@ -36,9 +37,20 @@ class FinetuneHparams:
     """Largest change of any entry; None leaves it free."""
     stop_loss: float = 0.05
     """Stop once the mean negative log-likelihood per target token, in nats, is below this."""
+    contexts: tuple[str, ...] = ("",)
+    """Prefixes that each prompt is trained behind; the bare prompt "" alone unless more are named."""
+
+    def __post_init__(self) -> None:
+        require_number(self, "layer", least=0, whole=True)
+        require_number(self, "steps", least=0, whole=True)
+        for name in ("learning_rate", "stop_loss"):
+            require_number(self, name, least=0)
+        if self.clamp is not None:
+            require_number(self, "clamp", least=0, above=True)
+        require_contexts(self.contexts)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Rows:
     """Token rows with everything below the layer computed once."""
 
@@ -58,10 +70,11 @@ def solve_finetune(
 ) -> EditDelta:
     """Fine-tune one layer on the requests' prompts; the model is left as it was. `second_moments` is not used.
 
-    Raises SolveError if the loss stops being a number.
+    Raises SolveError if the loss stops being a number, BadRequestError for no requests or no such layer.
     """
-    with preserved(handle):
-        rows = _rows(handle, requests, hparams.layer)
+    require_linear(handle)
+    with preserved(handle), torch.enable_grad():
+        rows = _rows(handle, requests, hparams.layer, hparams.contexts)
         matrix, losses = _descend(handle, rows, hparams, progress)
     change = WeightChange(handle.rewrite_parameter(hparams.layer), hparams.layer, Dense(matrix))
     diagnostics: dict[str, float | int | str | bool | None] = {
@@ -70,11 +83,13 @@ def solve_finetune(
         "loss_last_nats": losses[-1],
         "p_new_at_solution": math.exp(-losses[-1]),
     }
-    return EditDelta((change,), "finetune", {**asdict(hparams), "seed": seed}, diagnostics)
+    named = {**asdict(hparams), "contexts": "|".join(hparams.contexts), "seed": seed}
+    return EditDelta((change,), "finetune", named, diagnostics)
 
 
-def _rows(handle: ModelHandle, requests: Sequence[EditRequest], layer: int) -> _Rows:
-    batch = handle.encode_pairs([r.filled for r in requests], [r.target_new for r in requests])
+def _rows(handle: ModelHandle, requests: Sequence[EditRequest], layer: int, contexts: Sequence[str]) -> _Rows:
+    prompts = [context + request.filled for request in requests for context in contexts]
+    batch = handle.encode_pairs(prompts, [request.target_new for request in requests for _ in contexts])
     predicts = torch.zeros_like(batch["target_mask"])
     predicts[:, :-1] = batch["target_mask"][:, 1:]
     name = f"blocks.{layer}.hook_resid_pre"
@@ -94,7 +109,7 @@ def _loss(handle: ModelHandle, rows: _Rows, layer: int, matrix: Tensor) -> Tenso
     with (
         resume(handle, layer, rows.resid_pre),
         patch(handle, key_hook(layer), keep),
-        patch(handle, mlp_hook(layer), lambda output: output + keys[0] @ matrix.T),
+        patch(handle, mlp_hook(layer), lambda output: output + Dense(matrix).move(keys[0])),
     ):
         hidden = handle.hidden(rows.batch["input_ids"], rows.batch["attention_mask"])
     logits = handle.logits_at(hidden, rows.predicts).float()
@@ -116,7 +131,7 @@ def _descend(
                 f"the loss at step {step} is {losses[-1]}; lower the learning rate or check the weights"
             )
         if progress is not None:
-            progress(f"fine-tuning: loss {losses[-1]:.2f} nats", step / hparams.steps)
+            progress(f"fine-tuning: loss {losses[-1]:.2f} nats", step / max(hparams.steps, 1))
         if losses[-1] < hparams.stop_loss or step == hparams.steps:
             break
         adam.zero_grad()

@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass
 from guardedit.edits.contexts import sample_contexts
 from guardedit.edits.deltas import EditDelta, WeightChange
 from guardedit.edits.keys import Key, key_of
+from guardedit.edits.settings import require_contexts, require_number
 from guardedit.edits.solvers import solve
 from guardedit.edits.values import Value, ValueHparams, optimise_value
-from guardedit.errors import BadRequestError, MissingStatisticsError
-from guardedit.models.handle import ModelHandle
+from guardedit.errors import BadRequestError, MissingStatisticsError, StatisticsMismatchError
+from guardedit.models.handle import ModelHandle, preserved
 from guardedit.models.hooks import key_hook
 from guardedit.models.statistics import SecondMoment
 from guardedit.records import EditRequest
@@ -30,7 +31,14 @@ class RomeHparams(ValueHparams):
     n_prefixes: int = 10
     """Sampled prefixes beside the bare prompt."""
     contexts: tuple[str, ...] = ()
-    """The prefixes themselves; sampled from the model when empty."""
+    """The bare prompt's "" and the prefixes themselves; sampled from the model when empty."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number(self, "layer", least=0, whole=True)
+        require_number(self, "n_prefixes", least=0, whole=True)
+        if self.contexts != ():
+            require_contexts(self.contexts)
 
 
 def solve_rome(
@@ -43,34 +51,44 @@ def solve_rome(
 ) -> EditDelta:
     """Solve one request; the model is left as it was.
 
-    Raises BadRequestError for more than one request, MissingStatisticsError without the layer's second moment,
-    SolveError where no finite update exists.
+    Raises BadRequestError for more than one request or a layer that the model does not have,
+    MissingStatisticsError without the layer's second moment, StatisticsMismatchError with another layer's or another
+    model's, SolveError where no finite update exists.
     """
     if len(requests) != 1:
         raise BadRequestError(f"rome edits one fact at a time, got {len(requests)}; plan them one by one")
-    request, moment = requests[0], _moment(second_moments, hparams.layer)
-    contexts = hparams.contexts or sample_contexts(handle, hparams.n_prefixes, seed)
-    key = key_of(handle, request, hparams.layer, contexts)
-    value = optimise_value(handle, request, key, hparams.layer, contexts, hparams, _steps(progress, hparams))
+    request, layer = requests[0], hparams.layer
+    moment = _moment(handle, second_moments, layer)
+    with preserved(handle):
+        contexts = hparams.contexts or sample_contexts(handle, hparams.n_prefixes, seed)
+        key = key_of(handle, request, layer, contexts)
+        value = optimise_value(handle, request, key, layer, contexts, hparams, _steps(progress, hparams))
     update = solve(key.k_star[:, None], value.residual[:, None], moment)
-    change = WeightChange(handle.rewrite_parameter(hparams.layer), hparams.layer, update)
+    change = WeightChange(handle.rewrite_parameter(layer), layer, update)
     return EditDelta((change,), "rome", _plain(hparams, contexts, seed), _diagnostics(key, value, moment))
 
 
-def _moment(second_moments: Mapping[str, SecondMoment], layer: int) -> SecondMoment:
-    name = key_hook(layer)
+def _moment(handle: ModelHandle, second_moments: Mapping[str, SecondMoment], layer: int) -> SecondMoment:
+    name, width = key_hook(layer), handle.d_in(layer)
     if name not in second_moments:
         raise MissingStatisticsError(
             f"no second moment for {name}; there is one for {sorted(second_moments) or 'no layer'}. "
             f"Collect it with `guardedit stats collect --layer {layer}`"
         )
-    return second_moments[name]
+    moment = second_moments[name]
+    if (moment.hook_name, moment.width) != (name, width):
+        raise StatisticsMismatchError(
+            f"the second moment given for {name} (width {width}) is of {moment.hook_name}, width {moment.width}"
+        )
+    return moment
 
 
 def _steps(progress: Progress | None, hparams: RomeHparams) -> Callable[[int, float], None] | None:
     if progress is None:
         return None
-    return lambda step, loss: progress(f"optimising the value: loss {loss:.2f} nats", step / hparams.steps)
+    return lambda step, loss: progress(
+        f"optimising the value: loss {loss:.2f} nats", step / max(hparams.steps, 1)
+    )
 
 
 def _plain(

@@ -1,0 +1,1 @@
+"""What editors, risk and drift share: contexts, keys, values, the closed-form solver, deltas."""

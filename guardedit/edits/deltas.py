@@ -1,4 +1,4 @@
-"""Solved updates as frozen values: measure them, save them, rehearse them, write them, take them back.
+"""Deltas: save them, rehearse them, write them, take them back.
 
 The only place that writes a Parameter. Weights are `(d_out, d_in)` here, whatever the model's own layout.
 """
@@ -7,115 +7,52 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor
 
-from guardedit.errors import IntegrityError, SolveError
+from guardedit.edits.updates import Dense, EditDelta, LowRank, Update, WeightChange
+from guardedit.errors import BadRequestError, IntegrityError, SolveError, UnknownArchitectureError
 from guardedit.models.handle import ModelHandle, tensor_digest
 from guardedit.models.hooks import key_hook, mlp_hook, patch
 from guardedit.records import DeltaRecord, TensorChange, digest_of_bytes
 
-
-@dataclass(frozen=True)
-class LowRank:
-    """ΔW = left @ right, float64."""
-
-    left: Float[Tensor, "d_out rank"]
-    right: Float[Tensor, "rank d_in"]
-
-    def dense(self) -> Float[Tensor, "d_out d_in"]:
-        """The update as one matrix."""
-        return self.left @ self.right
-
-    def move(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_out"]:
-        """ΔW x for each key, in the dtype of x."""
-        return (x @ self.right.T.to(x.dtype)) @ self.left.T.to(x.dtype)
-
-    @property
-    def rank(self) -> int | None:
-        """Number of factors."""
-        return self.left.shape[1]
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The factors by name."""
-        return {"left": self.left, "right": self.right}
-
-
-@dataclass(frozen=True)
-class Dense:
-    """ΔW as a full matrix, for editors that are not low-rank (fine-tuning)."""
-
-    matrix: Float[Tensor, "d_out d_in"]
-
-    def dense(self) -> Float[Tensor, "d_out d_in"]:
-        """The update as one float64 matrix."""
-        return self.matrix.double()
-
-    def move(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_out"]:
-        """ΔW x for each key, in the dtype of x."""
-        return x @ self.matrix.T.to(x.dtype)
-
-    @property
-    def rank(self) -> int | None:
-        """None: not known to be low-rank."""
-        return None
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The matrix by name."""
-        return {"matrix": self.matrix}
-
-
-Update = LowRank | Dense
-
-
-@dataclass(frozen=True)
-class WeightChange:
-    """An update of one layer's rewrite module (the MLP's down projection)."""
-
-    parameter: str
-    layer: int
-    update: Update
-
-
-@dataclass(frozen=True)
-class EditDelta:
-    """A solved edit: updates of one or more layers, and how they were found."""
-
-    changes: tuple[WeightChange, ...]
-    editor: str
-    hparams: dict[str, float | int | str | bool | None]
-    diagnostics: dict[str, float | int | str | bool | None]
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """Edited layers, lowest first."""
-        return tuple(sorted(change.layer for change in self.changes))
-
-    def update(self, layer: int) -> Update:
-        """The update of one layer; KeyError where there is none."""
-        return {change.layer: change.update for change in self.changes}[layer]
+__all__ = [
+    "Dense", "EditDelta", "LowRank", "Update", "WeightChange", "decode", "encode", "post_images", "raw_bytes",
+    "record_of", "rehearsed", "require_linear", "restore", "written",
+]  # fmt: skip
 
 
 def post_images(handle: ModelHandle, delta: EditDelta) -> dict[str, Tensor]:
     """Each touched parameter as it will be: W + ΔW in float64, cast last, in the model's own layout.
 
-    Raises SolveError if an entry is not finite.
+    Raises SolveError if an entry is not finite, BadRequestError if the delta was solved for another model.
     """
-    images = {}
-    for change in delta.changes:
-        edited = handle.weight(change.layer).detach().double() + change.update.dense()
-        cast = edited.to(handle.weight(change.layer).dtype)
-        if not torch.isfinite(cast).all():
-            raise SolveError(
-                f"the update of {change.parameter} is not finite in {cast.dtype}; nothing was written"
-            )
-        images[change.parameter] = (cast.T if handle.architecture.transposed else cast).contiguous()
-    return images
+    return {change.parameter: _post_image(handle, change) for change in delta.changes}
+
+
+def _post_image(handle: ModelHandle, change: WeightChange) -> Tensor:
+    _require_fit(handle, change)
+    weight = handle.weight(change.layer).detach()
+    cast = (weight.double() + change.update.dense().to(weight.device)).to(weight.dtype)
+    if not torch.isfinite(cast).all():
+        raise SolveError(
+            f"the update of {change.parameter} is not finite in {cast.dtype}; nothing was written"
+        )
+    return (cast.T if handle.architecture.transposed else cast).contiguous()
+
+
+def _require_fit(handle: ModelHandle, change: WeightChange) -> None:
+    # A matrix of another shape might still broadcast, and another model's layer has another name.
+    expected = handle.rewrite_parameter(change.layer), tuple(handle.weight(change.layer).shape)
+    if (change.parameter, change.update.shape) != expected:
+        raise BadRequestError(
+            f"the delta changes {change.parameter} by a matrix {change.update.shape}, but layer {change.layer} of "
+            f"{handle.name} has {expected[0]} {expected[1]}: it was solved for another model"
+        )
 
 
 def raw_bytes(tensor: Tensor) -> bytes:
@@ -135,24 +72,39 @@ def encode(delta: EditDelta) -> bytes:
 
 
 def decode(data: bytes, record: DeltaRecord) -> EditDelta:
-    """The delta of a file's bytes; raises IntegrityError unless they hash to the record's digest."""
+    """The delta of a file's bytes, lowest layer first.
+
+    Raises IntegrityError unless the bytes hash to the record's digest and are a delta.
+    """
     if digest_of_bytes(data) != record.file_digest:
         raise IntegrityError(
             f"the delta file was changed: it hashes to {digest_of_bytes(data)}, the plan says {record.file_digest}"
         )
-    factors: dict[tuple[str, int], dict[str, Tensor]] = {}
-    for key, tensor in load_bytes(data).items():
+    try:
+        changes = _changes(load_bytes(data))
+        return EditDelta(changes, record.editor, dict(record.hparams), dict(record.diagnostics))
+    except (SafetensorError, SolveError, ValueError, KeyError) as error:
+        raise IntegrityError(f"the delta file is not one that `encode` wrote: {error}") from error
+
+
+def _changes(tensors: dict[str, Tensor]) -> tuple[WeightChange, ...]:
+    factors: dict[tuple[int, str], dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
         parameter, layer, name = key.split("|")
-        factors.setdefault((parameter, int(layer)), {})[name] = tensor
-    changes = tuple(
-        WeightChange(parameter, layer, _update(named))
-        for (parameter, layer), named in sorted(factors.items())
+        factors.setdefault((int(layer), parameter), {})[name] = tensor
+    return tuple(
+        WeightChange(parameter, layer, _update(factors[layer, parameter]))
+        for layer, parameter in sorted(factors)
     )
-    return EditDelta(changes, record.editor, dict(record.hparams), dict(record.diagnostics))
 
 
 def _update(named: dict[str, Tensor]) -> Update:
-    return Dense(named["matrix"]) if "matrix" in named else LowRank(named["left"], named["right"])
+    if named.keys() == {"matrix"} and named["matrix"].ndim == 2:
+        return Dense(named["matrix"])
+    left, right = named["left"], named["right"]
+    if len(named) != 2 or left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[0]:
+        raise ValueError(f"{sorted(named)} are not the factors of one matrix")
+    return LowRank(left, right)
 
 
 def record_of(
@@ -187,10 +139,29 @@ def _change_record(handle: ModelHandle, change: WeightChange, image: Tensor) -> 
 
 
 def restore(handle: ModelHandle, images: dict[str, Tensor]) -> None:
-    """Put stored bytes into the model's parameters, in place; shapes and dtypes must agree."""
+    """Put stored bytes into the model's parameters, in place.
+
+    Raises IntegrityError, before anything is written, where name, shape or dtype are not the model's: `copy_` would
+    broadcast and cast.
+    """
+    named = {name: _stored(handle, name, image) for name, image in images.items()}
     with torch.no_grad():
         for name, image in images.items():
-            handle.model.get_parameter(name).copy_(image)
+            named[name].copy_(image)
+
+
+def _stored(handle: ModelHandle, name: str, image: Tensor) -> Tensor:
+    """The parameter that `image` is to replace."""
+    try:
+        stored: Tensor = handle.model.get_parameter(name)
+    except AttributeError as error:
+        raise IntegrityError(f"{handle.name} has no parameter {name}") from error
+    if (image.shape, image.dtype) != (stored.shape, stored.dtype):
+        raise IntegrityError(
+            f"stored bytes of {name} are {image.dtype} {list(image.shape)}, "
+            f"the model has {stored.dtype} {list(stored.shape)}"
+        )
+    return stored
 
 
 @contextmanager
@@ -198,8 +169,8 @@ def written(handle: ModelHandle, delta: EditDelta) -> Iterator[ModelHandle]:
     """The model with the edit in its weights; on leaving, also by an exception, the old bytes are back."""
     images = post_images(handle, delta)
     saved = {name: handle.model.get_parameter(name).detach().clone() for name in images}
-    restore(handle, images)
     try:
+        restore(handle, images)
         yield handle
     finally:
         restore(handle, saved)
@@ -207,9 +178,14 @@ def written(handle: ModelHandle, delta: EditDelta) -> Iterator[ModelHandle]:
 
 @contextmanager
 def rehearsed(handle: ModelHandle, delta: EditDelta) -> Iterator[ModelHandle]:
-    """The model as if edited: each rewrite module adds ΔW x to its output; no weight is written."""
+    """The model as if edited: each rewrite module adds ΔW x to its output; no weight is written.
+
+    Raises BadRequestError if the delta was solved for another model, UnknownArchitectureError as `require_linear`.
+    """
+    require_linear(handle)
     with ExitStack() as stack:
         for change in delta.changes:
+            _require_fit(handle, change)
             seen: list[Tensor] = []
             stack.enter_context(patch(handle, key_hook(change.layer), _keep(seen)))
             stack.enter_context(patch(handle, mlp_hook(change.layer), _add(seen, change.update)))
@@ -226,3 +202,16 @@ def _keep(seen: list[Tensor]) -> Callable[[Tensor], Tensor]:
 
 def _add(seen: list[Tensor], update: Update) -> Callable[[Tensor], Tensor]:
     return lambda output: output + update.move(seen[0])
+
+
+def require_linear(handle: ModelHandle) -> None:
+    """Raise UnknownArchitectureError where a norm stands between the rewrite module and the residual stream.
+
+    There, what is added at the MLP's output is not what the rewrite module would have to add.
+    """
+    norm = handle.architecture.post_mlp_norm
+    if norm is not None:
+        raise UnknownArchitectureError(
+            f"{handle.name} ({handle.architecture.name}) has {norm} behind its MLP: edits can be written and watched, "
+            "but neither solved nor rehearsed"
+        )

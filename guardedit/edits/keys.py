@@ -13,13 +13,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from guardedit.edits.settings import require_contexts
 from guardedit.errors import BadRequestError
 from guardedit.models.handle import ModelHandle
 from guardedit.models.hooks import key_hook, record
 from guardedit.records import EditRequest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Key:
     """The key of one request."""
 
@@ -56,7 +57,11 @@ def last_token_of(offsets: Tensor, mask: Tensor, spans: Sequence[tuple[int, int]
 
 
 def key_of(handle: ModelHandle, request: EditRequest, layer: int, contexts: Sequence[str]) -> Key:
-    """The request's key at `layer`, averaged over `contexts` (the first one being the bare prompt)."""
+    """The request's key at `layer`, averaged over `contexts`, of which the first must be "": the bare prompt.
+
+    Raises BadRequestError for other contexts or a layer that the model does not have.
+    """
+    require_contexts(tuple(contexts))
     texts = [context + request.filled for context in contexts]
     batch = handle.encode(texts)
     spans = [subject_span(request, context) for context in contexts]
@@ -74,7 +79,11 @@ def key_of(handle: ModelHandle, request: EditRequest, layer: int, contexts: Sequ
 def keys_at_subject(
     handle: ModelHandle, prompts: Sequence[str], subjects: Sequence[str], layer: int, batch_size: int = 32
 ) -> Float[Tensor, "n d_in"]:
-    """Keys at the last token of each subject inside its filled prompt (last occurrence, if there are several)."""
+    """Keys at the last token of each subject inside its filled prompt (last occurrence, if there are several).
+
+    Raises BadRequestError where a subject does not occur in its prompt, and for no prompts at all.
+    """
+    _require_some(prompts)
     spans = [_find(prompt, subject) for prompt, subject in zip(prompts, subjects, strict=True)]
     rows = []
     for start in range(0, len(prompts), batch_size):
@@ -89,7 +98,8 @@ def keys_at_subject(
 def keys_at_last(
     handle: ModelHandle, prompts: Sequence[str], layer: int, batch_size: int = 32
 ) -> Float[Tensor, "n d_in"]:
-    """Keys at the last token of each prompt."""
+    """Keys at the last token of each prompt; raises BadRequestError for none."""
+    _require_some(prompts)
     rows = []
     for start in range(0, len(prompts), batch_size):
         batch = handle.encode(prompts[start : start + batch_size])
@@ -112,6 +122,11 @@ def _run(handle: ModelHandle, batch: dict[str, Tensor], layer: int) -> Float[Ten
     with torch.no_grad(), record(handle, [name], stop=True) as seen:
         handle.hidden(batch["input_ids"], batch["attention_mask"])
     return seen[name]
+
+
+def _require_some(prompts: Sequence[str]) -> None:
+    if not prompts:
+        raise BadRequestError("no prompts to take keys from")
 
 
 def _find(prompt: str, subject: str) -> tuple[int, int]:

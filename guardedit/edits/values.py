@@ -1,7 +1,7 @@
 """Values: what the rewrite module shall answer at a subject's last token so that the model says the new target.
 
-`v_star = W k_star + r`, where the residual r is found by Adam (Meng et al. 2022, eq. 4): mean negative log-likelihood of
-the target over contexts, a KL term on "{subject} is a" that keeps what the subject is, and a bound on ‖r‖.
+`v_star = W k_star + r`, where the residual r is found by Adam (Meng et al. 2022, eq. 4): mean negative log-likelihood
+of the target over contexts, a KL term on "{subject} is a" that keeps what the subject is, and a bound on ‖r‖.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from guardedit.edits.deltas import require_linear
 from guardedit.edits.keys import Key, last_token_of, subject_span
-from guardedit.errors import SolveError
+from guardedit.edits.settings import require_number
+from guardedit.errors import BadRequestError, SolveError
 from guardedit.models.handle import ModelHandle, preserved
 from guardedit.models.hooks import mlp_hook, patch
 from guardedit.models.suffix import Suffix, split_rows
@@ -36,9 +38,18 @@ class ValueHparams:
     stop_loss: float = 0.05
     """Stop once the mean negative log-likelihood per target token, in nats, is below this."""
     kl_prompt: str = "{} is a"
+    """What the subject is shall stay; one `{}`, where the subject goes."""
+
+    def __post_init__(self) -> None:
+        require_number(self, "steps", least=0, whole=True)
+        require_number(self, "clamp_norm_factor", least=0, above=True)
+        for name in ("learning_rate", "kl_factor", "weight_decay", "stop_loss"):
+            require_number(self, name, least=0)
+        if not isinstance(self.kl_prompt, str) or self.kl_prompt.count("{}") != 1:
+            raise BadRequestError(f"kl_prompt is {self.kl_prompt!r}; it needs exactly one `{{}}`")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Value:
     """The outcome of one optimisation."""
 
@@ -52,7 +63,7 @@ class Value:
     clamped: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Objective:
     """Everything the loss needs, computed once."""
 
@@ -77,12 +88,16 @@ def optimise_value(
 ) -> Value:
     """Find the residual that makes the model say `target_new`, starting from zero; the model is left as it was.
 
-    Raises SolveError if the loss stops being a number.
+    `progress` is told step and loss. Raises SolveError if the loss stops being a number, BadRequestError where
+    subject and target share a token.
     """
-    with preserved(handle):
+    require_linear(handle)
+    with preserved(handle), torch.enable_grad():
         objective = _objective(handle, request, layer, contexts, hparams)
         v_start = handle.weight(layer).detach().double() @ key.k_star
         bound = hparams.clamp_norm_factor * float(v_start.norm())
+        if not bound > 0:
+            raise SolveError(f"layer {layer} answers the subject's key with {bound}; edit another layer")
         return _descend(objective, layer, bound, hparams, progress)
 
 
@@ -117,11 +132,16 @@ def _with_kl_row(
 def _target_positions(
     pairs: dict[str, Tensor], splits: Sequence[int], suffix: Suffix
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the target is predicted, its token ids, and each one's weight in the loss."""
     predicts = torch.zeros_like(suffix.mask)
     ids, weights = [], []
     targets = pairs["target_mask"]
     for row in range(targets.shape[0]):
         where = targets[row].nonzero().flatten()
+        if int(where[0]) <= splits[row]:
+            raise BadRequestError(
+                "the target's first token is the subject's last one; end the prompt otherwise"
+            )
         predicts[row, where - 1 - splits[row]] = True
         ids.append(pairs["input_ids"][row, where])
         weights.append(torch.full((len(where),), 1.0 / (len(where) * targets.shape[0])))
@@ -161,28 +181,34 @@ def _descend(
 ) -> Value:
     handle = objective.suffix.handle
     residual = torch.zeros(handle.d_model, device=handle.device, requires_grad=True)
+    size = (bound / hparams.clamp_norm_factor) ** 2
     adam = torch.optim.Adam([residual], lr=hparams.learning_rate)
     losses: list[float] = []
     clamped = False
     for step in range(hparams.steps + 1):
         nll, kl = _losses(objective, layer, residual)
-        losses.append(float(nll.detach()))
-        if not math.isfinite(losses[-1]):
-            raise SolveError(
-                f"the loss at step {step} is {losses[-1]}; lower the learning rate or check the weights"
-            )
+        losses.append(_finite(step, nll, kl))
         if progress is not None:
             progress(step, losses[-1])
         if losses[-1] < hparams.stop_loss or step == hparams.steps:
             break
-        decay = hparams.weight_decay * residual.norm() / (bound / hparams.clamp_norm_factor) ** 2
         adam.zero_grad()
-        (nll + hparams.kl_factor * kl + decay).backward()
+        (nll + hparams.kl_factor * kl + hparams.weight_decay * residual.norm() / size).backward()
         adam.step()
         clamped = _project(residual, bound) or clamped
     return Value(
         residual.detach().double(), tuple(losses), float(kl.detach()), math.exp(-losses[-1]), clamped
     )
+
+
+def _finite(step: int, nll: Tensor, kl: Tensor) -> float:
+    """The loss as a number; raises SolveError where it is none."""
+    for name, term in (("loss", nll), ("KL term", kl)):
+        if not math.isfinite(float(term.detach())):
+            raise SolveError(
+                f"the {name} at step {step} is {float(term.detach())}; lower the learning rate or check the weights"
+            )
+    return float(nll.detach())
 
 
 def _project(residual: Tensor, bound: float) -> bool:

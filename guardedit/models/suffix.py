@@ -19,7 +19,7 @@ from guardedit.models.hooks import record, resume
 from guardedit.models.tokens import pad_id
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Suffix:
     """Rows from their split token on, with the keys and values of everything before."""
 
@@ -44,13 +44,18 @@ class Suffix:
 def split_rows(
     handle: ModelHandle, rows: Sequence[Sequence[int]], splits: Sequence[int], layer: int
 ) -> Suffix:
-    """Prepare token rows, each split before index `splits[i]`, for repeated runs from block `layer` on."""
+    """Prepare token rows, each split before index `splits[i]`, for repeated runs from block `layer` on.
+
+    A split of 0 leaves the row whole. Position 0 of each row of the result is its token `splits[i]`.
+    """
     prefix, prefix_mask = _pad(
         handle, [list(row[:at]) for row, at in zip(rows, splits, strict=True)], left=True
     )
     ids, mask = _pad(handle, [list(row[at:]) for row, at in zip(rows, splits, strict=True)], left=False)
     starts = torch.tensor(list(splits), device=handle.device)
     positions = starts[:, None] + torch.arange(ids.shape[1], device=handle.device)
+    # Padding behind a late split would else stand beyond a learned position embedding.
+    positions = positions.clamp(max=handle.context_length - 1)
     full_mask = torch.cat([prefix_mask, mask], 1)
     with torch.no_grad():
         past = _past(handle, prefix, prefix_mask) if prefix.shape[1] else ()
