@@ -32,22 +32,37 @@ HomeOption = Annotated[
     Path | None, typer.Option("--home", help="Versions, plans, ledger. Default: .guardedit")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+TrackingOption = Annotated[
+    str | None,
+    typer.Option("--tracking-uri", help="MLflow: sqlite:///FILE or a server. Default: a file in the home."),
+]
+PolicyOption = Annotated[Path | None, typer.Option("--policy", help="A policy file.")]
+DEFAULT_MODEL = "smollm2-135m"
 
 
 @dataclass(frozen=True)
 class Options:
     """Options that stand before the verb or after it; after wins."""
 
-    model: str = "smollm2-135m"
+    named_model: str | None = None
     home: Path = Path(".guardedit")
     as_json: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
 
-    def guard(self) -> Guard:
-        """A workspace with a progress line on stderr."""
-        from guardedit.pipeline import open as open_guard
+    @property
+    def model(self) -> str:
+        """The model that was named, with a path made absolute; else the default."""
+        from guardedit.pipeline.kit import full_name
 
-        return open_guard(self.model, self.home, **self.extra)
+        return full_name(self.named_model or DEFAULT_MODEL)
+
+    def guard(self) -> Guard:
+        """The workspace; where no model is named, that of the model which the home guards."""
+        from guardedit.pipeline import open as open_guard
+        from guardedit.pipeline.upkeep import guarded_model
+
+        model = self.named_model or guarded_model(self.home) or DEFAULT_MODEL
+        return open_guard(model, self.home, **self.extra)
 
 
 @app.callback()
@@ -56,8 +71,9 @@ def _before_the_verb(
     model: ModelOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
+    tracking_uri: TrackingOption = None,
 ) -> None:
-    context.obj = merged(Options(), model, home, as_json)
+    context.obj = merged(Options(), model, home, as_json, tracking_uri=tracking_uri)
 
 
 def merged(options: Options, model: str | None, home: Path | None, as_json: bool, **extra: Any) -> Options:
@@ -65,7 +81,7 @@ def merged(options: Options, model: str | None, home: Path | None, as_json: bool
     named = {name: value for name, value in extra.items() if value is not None}
     return replace(
         options,
-        model=model or options.model,
+        named_model=model or options.named_model,
         home=home or options.home,
         as_json=as_json or options.as_json,
         extra={**options.extra, **named},
@@ -93,8 +109,12 @@ def console() -> Console:
 
 @contextmanager
 def working(guard: Guard) -> Iterator[None]:
-    """Show on stderr what the workspace is doing."""
-    status = console().status("starting")
+    """Show on stderr what the workspace is doing, if that is a terminal."""
+    err = console()
+    if not err.is_terminal:
+        yield
+        return
+    status = err.status("starting")
     guard.progress = lambda what, _: status.update(what)
     with status:
         yield

@@ -13,6 +13,8 @@ from guardedit.cli.common import (
     JsonOption,
     ModelOption,
     Options,
+    PolicyOption,
+    TrackingOption,
     app,
     emit,
     from_context,
@@ -36,11 +38,12 @@ def demo(
     home: HomeOption = None,
     as_json: JsonOption = False,
     reports: Annotated[Path | None, typer.Option("--reports", help="Folder for the audit reports.")] = None,
+    tracking_uri: TrackingOption = None,
 ) -> None:
     """Three real edits on the default model: one that passes, one that the gate stops, and fine-tuning."""
     from guardedit.demo import Demo
 
-    options = from_context(context, model, home, as_json, reports=reports)
+    options = from_context(context, model, home, as_json, reports=reports, tracking_uri=tracking_uri)
     Demo(options.guard(), quiet=options.as_json).show()
 
 
@@ -54,15 +57,15 @@ def plan(
     expires: Annotated[
         str, typer.Option("--expires", help="How long waivers count: 8h, 7d or a time.")
     ] = "8h",
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything sampled.")] = None,
-    policy: Annotated[Path | None, typer.Option("--policy", help="A policy file.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of everything sampled.")] = None,
+    policy: PolicyOption = None,
     model: ModelOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Solve each request, measure what else it would change, judge it; nothing is written to the model."""
     from guardedit.gate.approvals import make_waiver
-    from guardedit.pipeline.planning import read_requests
+    from guardedit.pipeline.planning import read_requests, understood
 
     options = from_context(context, model, home, as_json, seed=seed, policy=policy)
     asked = read_requests(requests)
@@ -70,7 +73,7 @@ def plan(
     now = datetime.now(UTC)
     waivers = [make_waiver(metric, guard.user, reason, expires, now) for metric in waive or ()]
     with working(guard):
-        plans = [guard.plan(request, editor, waivers) for request in asked]
+        plans = [guard.plan(request, editor, waivers) for request in understood(guard, asked, editor)]
     from guardedit.cli.words import plan_document, plan_text
 
     document: dict[str, Any] = {"plans": [plan_document(made) for made in plans]}
@@ -160,13 +163,16 @@ def apply(
     thorough: Annotated[
         bool, typer.Option("--thorough", help="Monitor on 60k control tokens instead of 8k.")
     ] = False,
+    policy: PolicyOption = None,
     reports: Annotated[Path | None, typer.Option("--reports", help="Folder for the audit report.")] = None,
+    tracking_uri: TrackingOption = None,
     model: ModelOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Stage the plan, monitor the staged copy, then commit it or drop it."""
-    options = from_context(context, model, home, as_json, thorough=thorough or None, reports=reports)
+    asked = {"thorough": thorough or None, "policy": policy, "reports": reports, "tracking_uri": tracking_uri}
+    options = from_context(context, model, home, as_json, **asked)
     guard = options.guard()
     with working(guard):
         audit = guard.apply(plan_id)
@@ -179,12 +185,13 @@ def rollback(
     edit_id: Annotated[str, typer.Argument(help="A committed or held edit.")],
     reason: ReasonOption = "asked for",
     reports: Annotated[Path | None, typer.Option("--reports", help="Folder for the audit report.")] = None,
+    tracking_uri: TrackingOption = None,
     model: ModelOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Take an edit back, bit for bit."""
-    options = from_context(context, model, home, as_json, reports=reports)
+    options = from_context(context, model, home, as_json, reports=reports, tracking_uri=tracking_uri)
     guard = options.guard()
     with working(guard):
         guard.rollback(edit_id, reason)
@@ -206,10 +213,11 @@ def report(
     context: typer.Context,
     edit_id: Annotated[str, typer.Argument(help="An edit or plan.")],
     reports: Annotated[Path | None, typer.Option("--reports", help="Folder for the audit report.")] = None,
+    tracking_uri: TrackingOption = None,
     model: ModelOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write an edit's report again: json, markdown, html."""
-    options = from_context(context, model, home, as_json, reports=reports)
+    options = from_context(context, model, home, as_json, reports=reports, tracking_uri=tracking_uri)
     _finish(options, options.guard(), edit_id, None)

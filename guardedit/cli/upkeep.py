@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from guardedit.cli.common import HomeOption, JsonOption, ModelOption, app, emit, from_context
+from guardedit.cli.common import HomeOption, JsonOption, ModelOption, TrackingOption, app, emit, from_context
 
 
 @app.command()
@@ -64,19 +64,26 @@ def recover(
 
 @app.command()
 def sync(
-    context: typer.Context, model: ModelOption = None, home: HomeOption = None, as_json: JsonOption = False
+    context: typer.Context,
+    reports: Annotated[Path | None, typer.Option("--reports", help="Folder of the audit reports.")] = None,
+    tracking_uri: TrackingOption = None,
+    model: ModelOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Bring MLflow to what the ledger says."""
     from guardedit.errors import GuardeditError, TrackingError
 
-    options = from_context(context, model, home, as_json)
+    options = from_context(context, model, home, as_json, reports=reports, tracking_uri=tracking_uri)
     try:
         found = options.guard().sync()
     except TrackingError as error:
         raise GuardeditError(
             f"MLflow was not reached: {error}. The ledger is complete; try again later"
         ) from error
-    emit(options, found, f"{len(found['runs'])} runs are up to date")
+    lines = [f"{plan_id}: told, run {run_id}" for plan_id, run_id in found["told"].items()]
+    lines += [f"{note} (not told)" for note in found["notes"]]
+    emit(options, found, "\n".join(lines) or "MLflow shows everything as the ledger has it")
 
 
 @app.command()
@@ -134,6 +141,7 @@ def _diagnosis(guard: Any) -> dict[str, Any]:
 def serve(
     context: typer.Context,
     port: Annotated[int, typer.Option("--port", help="Port on this machine.")] = 5000,
+    tracking_uri: TrackingOption = None,
     model: ModelOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
@@ -142,10 +150,10 @@ def serve(
     import subprocess
     import sys
 
-    from guardedit.pipeline.reporting import tracking_uri
+    from guardedit.pipeline.reporting import tracking_uri as uri_of
 
-    options = from_context(context, model, home, as_json)
-    uri = tracking_uri(options.guard())
+    options = from_context(context, model, home, as_json, tracking_uri=tracking_uri)
+    uri = uri_of(options.guard())
     emit(
         options,
         {"tracking_uri": uri, "address": f"http://127.0.0.1:{port}"},
