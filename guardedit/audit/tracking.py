@@ -47,7 +47,7 @@ class EntrySource(Protocol):
 
 @dataclass(frozen=True)
 class SyncResult:
-    """What `sync` did. `behind` plans are in the ledger and not as they stand in MLflow; `notes` say why."""
+    """What `sync` did: plans told for the first time, told anew, and left `behind` (`notes` say why)."""
 
     created: int
     updated: int
@@ -109,7 +109,7 @@ class Tracker:
         return sum(known.get(plan_id, -1) < seq for plan_id, seq in last_entries(ledger).items())
 
     def _log(self, audit: AuditReport, report_dir: Path | None, seq: int | None) -> tuple[str, bool]:
-        """The run's id, and whether it was created."""
+        """The run's id, and whether it is told for the first time."""
         _require_searchable(audit.plan.plan_id)
         record, place = content.fingerprint(audit), {} if seq is None else {"guardedit.ledger_seq": str(seq)}
         with self._alone() as client:
@@ -123,7 +123,7 @@ class Tracker:
                     runs.fill_stage(client, child, audit, stage)
             # The marks come last: a run without them was interrupted, and is told again.
             runs.mark(client, parent, {"guardedit.record": record, **place})
-            return str(parent.info.run_id), "plan" not in known
+            return str(parent.info.run_id), "guardedit.record" not in parent.data.tags
 
     def _experiment(self, client: MlflowClient, model_name: str) -> str:
         name = experiment_name(model_name)
@@ -136,9 +136,7 @@ class Tracker:
             return str(found.experiment_id)
         local = sqlite_file(self.uri) is not None
         where = (self.artifact_root.absolute() / "artifacts").as_uri() if local else None
-        # Of this kind, the experiment opens at its list of runs; MLflow would take it for a chat application.
-        kind = {"mlflow.experimentKind": "custom_model_development"}
-        return str(client.create_experiment(name, artifact_location=where, tags=kind))
+        return str(client.create_experiment(name, artifact_location=where))
 
     @contextmanager
     def _alone(self) -> Iterator[MlflowClient]:
