@@ -117,8 +117,11 @@ class Home:
     def guard(self, limits: dict[str, tuple[str, float, str]] | None = None, **settings: Any) -> Guard:
         """A fresh guard: it has read nothing yet. MLflow is away unless `tracking_uri` says otherwise."""
         policy = self.policy(limits) if limits else None
-        named = {"reports": self.folder.parent / "reports", "tracking_uri": CLOSED_PORT, "policy": policy}
-        return Guard(Settings(model=str(self.world.model), home=self.folder, **{**named, **settings}))
+        named = {
+            "model": str(self.world.model), "home": self.folder, "policy": policy, "tracking_uri": CLOSED_PORT,
+            "reports": self.folder.parent / "reports",
+        }  # fmt: skip
+        return Guard(Settings(**{**named, **settings}))
 
     def run(self, *words: str, home: bool = True, mlflow: str | None = CLOSED_PORT) -> Ran:
         """The command line on this home and model."""
@@ -192,6 +195,21 @@ def build_world(root: Path) -> World:
             width = handle.d_in(LAYER) if hook_name == key_hook(LAYER) else handle.d_model
             save_sae(folder, hook_name, width, handle.hook_digest(hook_name), handle)
     return world
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """One world a test session, whichever module asks first."""
+    root = tmp_path_factory.getbasetemp() / "guarded-world"
+    return World(root / "model", root / "cache") if root.is_dir() else build_world(root)
+
+
+@pytest.fixture
+def home(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """A home of its own in the world, not made yet."""
+    monkeypatch.setenv("GUARDEDIT_CACHE", str(world.cache))
+    smaller(monkeypatch)
+    return Home(world, tmp_path / "home")
 
 
 def save_sae(folder: Path, hook_name: str, width: int, upstream: str, handle: ModelHandle) -> None:

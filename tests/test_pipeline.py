@@ -1,0 +1,374 @@
+"""From plan to commit and back, on a tiny model: what is approved is applied, and every undo is exact."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pipeline_helpers as kit
+import pytest
+import torch
+from pipeline_helpers import HARD, HARMFUL, SOFT, UNDECIDED, Home, home, request_of, world
+
+import guardedit
+from guardedit.audit.versions import VersionStore
+from guardedit.errors import (
+    BadRequestError,
+    BlockedError,
+    HeldError,
+    IntegrityError,
+    LockedError,
+    NeedsApprovalError,
+    NotFoundError,
+    StaleError,
+    StorageError,
+)
+from guardedit.gate.approvals import make_waiver
+from guardedit.models import sources
+from guardedit.pipeline import Guard
+from guardedit.pipeline.metrics import postop_scores
+from guardedit.records import Decision, Plan
+
+__all__ = ["home", "world"]
+
+REASON = "looked at it: the tests want it"
+
+
+def kinds(guard: Guard) -> list[str]:
+    return [entry.kind for entry in guard.ledger.entries()]
+
+
+def test_a_plan_leaves_the_model_bit_for_bit_as_it_was(home: Home) -> None:
+    guard = home.guard()
+    before = guard.handle.digest()
+    plan = guard.plan(request_of())
+    assert plan.judgement.outcome == "auto-approved"
+    assert guard.handle.digest() == before == guard.store.digest() == plan.model_digest
+    assert not guard.store.live_overrides() and not guard.store.staged_ids()
+
+
+def test_an_edit_is_committed_loaded_exported_and_undone_bit_for_bit(home: Home, tmp_path: Path) -> None:
+    guard = home.guard()
+    plan = guard.plan(request_of())
+    audit = guard.apply(plan.plan_id)
+    planned = plan.delta.changes[0]
+    assert audit.outcome == "committed"
+    assert audit.digest_staged == audit.digest_after == guard.store.digest() != plan.model_digest
+    assert guard.handle.manifest()[planned.parameter] == planned.digest_after
+
+    live = guardedit.load(home.folder)
+    assert live.digest() == audit.digest_after
+    folder = guard.export(tmp_path / "exported")
+    exported = sources.load(str(folder))
+    assert exported.digest() == audit.digest_after
+    assert torch.equal(exported.weight(kit.LAYER), guard.handle.weight(kit.LAYER))
+
+    undone = guard.rollback(plan.plan_id)
+    assert undone.outcome == "rolled-back" and undone.digest_after == plan.model_digest
+    assert guard.handle.digest() == plan.model_digest == guardedit.load(home.folder).digest()
+    assert guard.verify()["digest"] == plan.model_digest
+    with pytest.raises(StaleError, match="rolled-back"):
+        guard.apply(plan.plan_id)
+
+
+def test_applying_a_committed_plan_again_changes_nothing(home: Home) -> None:
+    guard = home.guard()
+    plan = guard.plan(request_of())
+    first = guard.apply(plan.plan_id)
+    before = home.trace()
+    assert guard.apply(plan.plan_id) == first == home.guard().apply(plan.plan_id)
+    assert home.trace() == before
+
+
+def test_a_plan_made_before_another_commit_is_stale(home: Home) -> None:
+    guard = home.guard()
+    old, new = guard.plan(request_of(0)), guard.plan(request_of(1))
+    guard.apply(new.plan_id)
+    live = guard.store.digest()
+    with pytest.raises(StaleError, match="the model"):
+        guard.apply(old.plan_id)
+    assert guard.state(old.plan_id) == "stale" and guard.store.digest() == live
+    assert guard.report(old.plan_id).audit.outcome == "stale"
+
+
+def test_a_commit_by_another_process_makes_a_plan_stale_and_is_not_lost(home: Home) -> None:
+    here, there = home.guard(), home.guard()
+    plan = here.plan(request_of(0))
+    other = there.plan(request_of(1))
+    there.apply(other.plan_id)
+    with pytest.raises(StaleError, match="the model"):
+        here.apply(plan.plan_id)
+    assert here.handle.digest() == here.store.digest() == there.store.digest()
+    again = here.plan(request_of(0))
+    assert again.model_digest == there.store.digest()
+
+
+def test_a_changed_policy_makes_a_plan_stale(home: Home) -> None:
+    plan = home.guard().plan(request_of())
+    with pytest.raises(StaleError, match="the policy"):
+        home.guard(SOFT).apply(plan.plan_id)
+
+
+def test_a_blocked_plan_cannot_be_applied_or_approved(home: Home) -> None:
+    guard = home.guard(HARD)
+    plan = guard.plan(request_of())
+    assert plan.judgement.outcome == "blocked"
+    before = home.trace()
+    for step in (guard.apply, lambda name: guard.approve(name, REASON)):
+        with pytest.raises(BlockedError):
+            step(plan.plan_id)
+    assert home.trace() == before
+    assert guard.report(plan.plan_id).audit.outcome == "blocked"
+
+
+def test_a_plan_that_needs_approval_is_applied_once_a_person_has_approved_its_digest(home: Home) -> None:
+    guard = home.guard(SOFT)
+    plan = guard.plan(request_of())
+    with pytest.raises(NeedsApprovalError, match="guardedit approve"):
+        guard.apply(plan.plan_id)
+    word = guard.approve(plan.plan_id, REASON)
+    assert word.plan_digest == plan.digest and word.outcome == "approved"
+    assert home.guard(SOFT).apply(plan.plan_id).outcome == "committed"
+
+
+def test_an_approval_of_another_plan_counts_for_nothing(home: Home) -> None:
+    guard = home.guard(SOFT)
+    plan, other = guard.plan(request_of(0)), guard.plan(request_of(1))
+    word = guard.approve(other.plan_id, REASON)
+    body = {"event": "approve", "plan_id": plan.plan_id, "edit_id": plan.plan_id}
+    guard.ledger.append("decided", {**body, "decision": word.model_dump(mode="json")})
+    with pytest.raises(StaleError, match="the approval is for plan"):
+        guard.apply(plan.plan_id)
+    assert guard.store.digest() == plan.model_digest
+
+
+def test_an_approval_expires(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    guard = home.guard(SOFT)
+    plan = guard.plan(request_of())
+    guard.approve(plan.plan_id, REASON)
+    later = guard.now() + timedelta(hours=73)
+    monkeypatch.setattr(Guard, "now", lambda _: later)
+    with pytest.raises(StaleError, match="expired"):
+        guard.apply(plan.plan_id)
+
+
+def test_a_rejected_plan_stays_rejected(home: Home) -> None:
+    guard = home.guard(SOFT)
+    plan = guard.plan(request_of())
+    guard.reject(plan.plan_id, REASON)
+    for step in (guard.apply, lambda name: guard.approve(name, REASON)):
+        with pytest.raises(BlockedError, match="rejected"):
+            step(plan.plan_id)
+
+
+def test_a_word_without_a_reason_is_no_word(home: Home) -> None:
+    guard = home.guard(SOFT)
+    plan = guard.plan(request_of())
+    before = home.trace()
+    with pytest.raises(BadRequestError, match="reason"):
+        guard.approve(plan.plan_id, "  ")
+    assert home.trace() == before
+
+
+def waiver(guard: Guard, metric: str = "preop/delta_norm_ratio", expires: str = "8h") -> Any:
+    return make_waiver(metric, guard.user, REASON, expires, guard.now())
+
+
+def test_a_waiver_lifts_a_soft_limit_on_record_and_replaces_the_plan(home: Home) -> None:
+    guard = home.guard(SOFT)
+    plan = guard.plan(request_of())
+    made = guard.waive(plan.plan_id, [waiver(guard)])
+    assert made.judgement.outcome == "auto-approved" and guard.state(plan.plan_id) == "superseded"
+    assert made.delta == plan.delta and made.digest != plan.digest
+    entry = guard.plan_entry(made.plan_id)
+    assert entry.body["waivers"][0]["author"] == guard.user and entry.body["waivers"][0]["reason"] == REASON
+    with pytest.raises(StaleError, match="superseded"):
+        guard.apply(plan.plan_id)
+    assert guard.apply(made.plan_id).outcome == "committed"
+    assert guard.report(plan.plan_id).audit.outcome == "superseded"
+
+
+def test_a_hard_limit_cannot_be_waived(home: Home) -> None:
+    guard = home.guard(HARD)
+    with pytest.raises(BadRequestError, match="only soft rules can be waived"):
+        guard.plan(request_of(), waivers=[waiver(guard)])
+    assert not home.folder.exists()
+
+
+def test_a_plan_that_rests_on_a_waiver_waits_for_no_one_after_it_expired(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = home.guard(SOFT)
+    plan = guard.plan(request_of(), waivers=[waiver(guard, expires="1h")])
+    assert plan.judgement.outcome == "auto-approved"
+    later = guard.now() + timedelta(hours=2)
+    monkeypatch.setattr(Guard, "now", lambda _: later)
+    with pytest.raises(StaleError, match="rests on a waiver"):
+        guard.apply(plan.plan_id)
+    assert guard.store.digest() == plan.model_digest
+
+
+def test_what_the_monitor_refuses_never_goes_live(home: Home) -> None:
+    guard = home.guard(HARMFUL)
+    plan = guard.plan(request_of())
+    audit = guard.apply(plan.plan_id)
+    assert audit.outcome == "rolled-back" and audit.postop is not None and audit.postop.verdict == "fail"
+    assert audit.digest_after == plan.model_digest == guard.handle.digest()
+    assert audit.digest_staged not in (None, plan.model_digest)
+    assert not guard.store.staged_ids() and guard.verify()["versions"] == 0
+
+
+def test_what_the_monitor_cannot_decide_is_held_until_somebody_does(home: Home) -> None:
+    guard = home.guard(UNDECIDED)
+    plan = guard.plan(request_of())
+    assert guard.apply(plan.plan_id).outcome == "held"
+    assert guard.store.digest() == plan.model_digest
+    with pytest.raises(HeldError):
+        guard.apply(plan.plan_id)
+    word = guard.approve(plan.plan_id, REASON)
+    assert word.drift_digest is not None
+    audit = home.guard(UNDECIDED).apply(plan.plan_id)
+    assert audit.outcome == "committed" and audit.drift is not None
+    assert home.guard(UNDECIDED).handle.digest() == audit.digest_staged
+
+
+def test_a_held_edit_that_is_rejected_is_dropped(home: Home) -> None:
+    guard = home.guard(UNDECIDED)
+    plan = guard.plan(request_of())
+    guard.apply(plan.plan_id)
+    guard.reject(plan.plan_id, REASON)
+    audit = guard.apply(plan.plan_id)
+    assert audit.outcome == "rolled-back" and not guard.store.staged_ids()
+    assert guard.store.digest() == plan.model_digest
+
+
+def test_an_approval_from_before_the_monitor_does_not_commit_a_held_edit(home: Home) -> None:
+    guard = home.guard({**SOFT, **UNDECIDED})
+    plan = guard.plan(request_of())
+    guard.approve(plan.plan_id, REASON)
+    assert guard.apply(plan.plan_id).outcome == "held"
+    with pytest.raises(HeldError, match="without this drift report"):
+        guard.apply(plan.plan_id)
+
+
+def test_a_held_edit_that_another_commit_overtook_is_dropped_not_committed(home: Home) -> None:
+    guard = home.guard(UNDECIDED)
+    held = guard.plan(request_of(0))
+    guard.apply(held.plan_id)
+    sure = home.guard()
+    done = sure.plan(request_of(1))
+    sure.apply(done.plan_id)
+    guard.approve(held.plan_id, REASON)
+    with pytest.raises(StaleError, match="was staged on base"):
+        guard.apply(held.plan_id)
+    assert guard.state(held.plan_id) == "rolled-back"
+    assert guard.store.digest() == sure.store.digest() and guard.verify()["versions"] == 1
+
+
+def test_a_home_that_somebody_else_edits_is_locked(home: Home) -> None:
+    guard = home.guard()
+    plan = guard.plan(request_of())
+    before = home.trace()
+    with VersionStore(home.folder).lock():
+        for step in (guard.apply, guard.rollback, lambda name: guard.reject(name, REASON)):
+            with pytest.raises(LockedError, match="is being edited by process"):
+                step(plan.plan_id)
+    assert home.trace() == before
+
+
+def test_without_space_nothing_is_staged_and_the_plan_can_be_applied_later(home: Home) -> None:
+    guard = home.guard()
+    plan = guard.plan(request_of())
+    before = home.trace()
+    guard.store = VersionStore(home.folder, free=lambda _: 10)
+    with pytest.raises(StorageError, match="10 bytes free"):
+        guard.apply(plan.plan_id)
+    assert home.trace() == before and guard.handle.digest() == plan.model_digest
+    assert home.guard().apply(plan.plan_id).outcome == "committed"
+
+
+def test_a_monitor_that_fails_drops_the_copy_and_leaves_the_model(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = home.guard()
+    plan = guard.plan(request_of())
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("guardedit.pipeline.applying.monitor", stop)
+    with pytest.raises(KeyboardInterrupt):
+        guard.apply(plan.plan_id)
+    assert guard.state(plan.plan_id) == "rolled-back" and not guard.store.staged_ids()
+    assert guard.handle.digest() == plan.model_digest == guard.store.digest()
+
+
+def test_an_edit_by_fine_tuning_goes_the_same_way(home: Home) -> None:
+    guard = home.guard()
+    plan = guard.plan(request_of(), editor="finetune")
+    assert plan.delta.changes[0].rank is None
+    assert guard.apply(plan.plan_id).outcome == "committed"
+    assert guard.rollback(plan.plan_id).digest_after == plan.model_digest
+
+
+def test_the_monitor_measures_what_policies_may_name_and_nothing_else(home: Home) -> None:
+    guard = home.guard()
+    plan = guard.plan(request_of())
+    drift = guard.apply(plan.plan_id).drift
+    assert drift is not None
+    assert {score.name for score in drift.scores} == postop_scores(guard.kit.monitors)
+
+
+def test_the_target_that_the_model_says_today_is_found_and_an_equal_one_refused(home: Home) -> None:
+    guard = home.guard()
+    request = request_of(target_true=None)
+    plan = guard.plan(request)
+    found = plan.requests[0].target_true
+    assert found and found.strip()
+    from guardedit.pipeline.trying import before_and_after, continued
+
+    said = continued(guard.handle, request.filled, 3).strip()
+    with pytest.raises(BadRequestError, match="already answers"):
+        guard.plan(request_of(target_true=None, target_new=said))
+    before, after = before_and_after(guard, plan.plan_id, request.filled, 4)
+    assert before == continued(guard.handle, request.filled, 4) and isinstance(after, str)
+
+
+def test_a_request_may_be_a_mapping_and_an_unknown_key_is_named(home: Home) -> None:
+    with pytest.raises(BadRequestError, match="unknown key 'subjet'"):
+        home.guard().plan({"subjet": "x", "prompt": "{} is", "target_new": "y"})
+
+
+def test_a_home_guards_one_model(home: Home, tmp_path: Path) -> None:
+    home.guard().plan(request_of())
+    other = kit.build_folder("llama", tmp_path / "other", seed=9)
+    guard = home.guard(model=str(other))
+    with pytest.raises(StaleError, match="use another --home"):
+        guard.handle
+
+
+def test_load_refuses_a_home_that_guards_nothing(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="guards no model yet"):
+        guardedit.load(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_status_of_nothing_makes_nothing(home: Home) -> None:
+    guard = home.guard()
+    assert guard.status()["plans"] == [] and guard.recover()["finished"] == []
+    assert not home.folder.exists()
+
+
+def test_what_is_recorded_reads_back_as_it_was(home: Home) -> None:
+    guard = home.guard()
+    plan = guard.plan(request_of())
+    again = home.guard()
+    assert again.read_plan(plan.plan_id) == plan and isinstance(again.read_plan(plan.plan_id), Plan)
+    assert isinstance(again.decision(plan.plan_id), Decision)
+    guard.apply(plan.plan_id)
+    assert kinds(guard) == ["planned", "staged", "committed"]
+    shutil.rmtree(home.folder / "plans")
+    with pytest.raises(IntegrityError, match="is gone"):
+        again.read_plan(plan.plan_id)
