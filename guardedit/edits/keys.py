@@ -15,7 +15,7 @@ from torch import Tensor
 
 from guardedit.edits.settings import require_contexts
 from guardedit.errors import BadRequestError
-from guardedit.models.handle import ModelHandle
+from guardedit.models.handle import ModelHandle, preserved
 from guardedit.models.hooks import key_hook, record
 from guardedit.records import EditRequest
 
@@ -119,7 +119,8 @@ def keys_everywhere(
 
 def _run(handle: ModelHandle, batch: dict[str, Tensor], layer: int) -> Float[Tensor, "batch seq d_in"]:
     name = key_hook(layer)
-    with torch.no_grad(), record(handle, [name], stop=True) as seen:
+    # Preserved, as a model left in train mode would drop out parts of the key.
+    with torch.no_grad(), preserved(handle), record(handle, [name], stop=True) as seen:
         handle.hidden(batch["input_ids"], batch["attention_mask"])
     return seen[name]
 

@@ -88,12 +88,13 @@ def optimise_value(
 ) -> Value:
     """Find the residual that makes the model say `target_new`, starting from zero; the model is left as it was.
 
-    `progress` is told step and loss. Raises SolveError if the loss stops being a number, BadRequestError where
-    subject and target share a token.
+    `progress` is told step and loss. Raises SolveError if the loss stops being a number or the layer cannot reach the
+    target, BadRequestError where subject and target share a token.
     """
     require_linear(handle)
     with preserved(handle), torch.enable_grad():
         objective = _objective(handle, request, layer, contexts, hparams)
+        _require_path(objective, layer)
         v_start = handle.weight(layer).detach().double() @ key.k_star
         bound = hparams.clamp_norm_factor * float(v_start.norm())
         if not bound > 0:
@@ -146,6 +147,16 @@ def _target_positions(
         ids.append(pairs["input_ids"][row, where])
         weights.append(torch.full((len(where),), 1.0 / (len(where) * targets.shape[0])))
     return predicts, torch.cat(ids), torch.cat(weights).to(suffix.input_ids.device)
+
+
+def _require_path(objective: _Objective, layer: int) -> None:
+    # With a gradient of zero, Adam would blow rounding noise up to full steps.
+    last = layer == objective.suffix.handle.n_layers - 1
+    if last and not bool(objective.target_rows[:, 0].any()):
+        raise SolveError(
+            f"layer {layer} is the last: no attention above it carries what the subject's token holds to the target; "
+            "edit a lower layer"
+        )
 
 
 def _kl_logprobs(objective: _Objective, hidden: Tensor) -> Tensor:
