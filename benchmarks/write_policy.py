@@ -2,7 +2,7 @@
 
     python -m benchmarks.write_policy guardedit/assets/smollm2-135m
 
-Prints the table of docs/policy_smollm2.md. The rules are below; the numbers of the pre-op ones come from preop_bank.json.
+Prints the table of docs/limits.md. The rules are below; the numbers of the pre-op ones come from preop_bank.json.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ POSTOP = (
     ),
     Rule(
         "postop/sae_validity",
-        "Reconstruction of the edited activations changed by a factor of {value}; above {limit} the SAE's view is in doubt.",
+        "Reconstruction of edited activations changed by a factor of {value}; above {limit} the SAE is in doubt.",
         "an SAE that no longer fits cannot bear witness",
         level="soft",
         limit=1.1,
