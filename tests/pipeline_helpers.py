@@ -1,4 +1,4 @@
-"""A small guarded world: a tiny model with its kit (second moment, SAEs, control text, policies) under its own cache."""
+"""A small guarded world: a tiny model with its kit (second moment, SAEs, control text, policy) in its own cache."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import pytest
 import torch
 from conftest import SENTENCES, build_folder
 
+from guardedit.audit.tracking import prepare
 from guardedit.config import Settings
 from guardedit.models import sources
 from guardedit.models.control import prepared_folder
@@ -204,6 +206,22 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(root / "model", root / "cache") if root.is_dir() else build_world(root)
 
 
+@pytest.fixture(scope="session")
+def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's database, migrated once a session: it takes seconds."""
+    path = tmp_path_factory.getbasetemp() / "empty-mlflow" / "mlflow.db"
+    prepare(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def mlflow_home(home: Home, empty_mlflow: Path) -> Home:
+    """A home whose MLflow is there."""
+    home.folder.mkdir()
+    shutil.copyfile(empty_mlflow, home.folder / "mlflow.db")
+    return home
+
+
 @pytest.fixture
 def home(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     """A home of its own in the world, not made yet."""
@@ -236,7 +254,9 @@ def _write_control(folder: Path) -> None:
     """Control text of a model that ships none: two short domains; the others are made by rule."""
     texts = [" ".join(SENTENCES[i:] + SENTENCES[:i]) for i in range(8)]
     _write_lines(folder / "prose.jsonl", [{"text": text} for text in texts])
-    _write_lines(folder / "chat.jsonl", [{"prompt": f"Tell me fact {i}.", "text": t} for i, t in enumerate(texts)])
+    _write_lines(
+        folder / "chat.jsonl", [{"prompt": f"Tell me fact {i}.", "text": t} for i, t in enumerate(texts)]
+    )
     facts = [
         {"subject": subject, "prompt": prompt, "answer": target, "relation": "any", "known": True}
         for subject, prompt, target in FACTS

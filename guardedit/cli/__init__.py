@@ -18,22 +18,25 @@ _COMMANDS = (edits, prepare, upkeep)
 # Typer brings its own copy of click since 0.21 and uses the real one before: both are reached through Typer.
 _Misuse: type[Any] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 INTERRUPTED = 130
-"""What shells call a program that was ended by Ctrl-C."""
+"""What shells call a program that was ended by Ctrl-C; newer versions of Typer end with it too, without a word."""
+_INTERRUPTED = "interrupted; nothing is live that was not before, or it is on record: see `guardedit status`"
 
 
 def main() -> None:
     """Run the command line; whatever goes wrong is one line on stderr and its own exit code."""
     try:
         code = app(standalone_mode=False)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
     except GuardeditError as error:
         code = _failed(str(error), error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        code = _failed("interrupted; what is live has not changed half-way. `guardedit status` says what is", INTERRUPTED)
+        code = _failed(_INTERRUPTED, INTERRUPTED)
     except _Misuse as error:
         code = _misused(error)
     except BrokenPipeError:
         # Whoever read our output has had enough; nothing may be written there again, not even at exit.
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         code = 0
     sys.exit(code if isinstance(code, int) else 0)
 

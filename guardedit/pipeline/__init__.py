@@ -35,7 +35,11 @@ class Guard(_Workspace):
         hparams: Mapping[str, Any] | None = None,
     ) -> Plan:
         """Solve, measure and judge one request; see `planning.make_plan`."""
-        asked = request if isinstance(request, EditRequest) else planning.read_request(dict(request), "the request")
+        asked = (
+            request
+            if isinstance(request, EditRequest)
+            else planning.read_request(dict(request), "the request")
+        )
         return planning.make_plan(self, asked, editor, waivers, hparams)
 
     def waive(self, plan_id: str, waivers: Sequence[Waiver]) -> Plan:

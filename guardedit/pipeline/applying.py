@@ -93,7 +93,7 @@ def _require_waivers_stand(workspace: Workspace, plan: Plan) -> None:
         problem = waiver_problem(finding.waiver, workspace.now()) if finding.waiver else None
         if problem is not None:
             raise StaleError(
-                f"plan {plan.plan_id} rests on a waiver of {finding.metric}, and {problem}; plan it again with a new one"
+                f"plan {plan.plan_id} rests on a waiver of {finding.metric}, and {problem}; plan again with a new one"
             )
 
 

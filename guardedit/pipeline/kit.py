@@ -194,7 +194,9 @@ def read_kit(path: Path) -> dict[str, Any]:
         raise IntegrityError(f"{path} was changed: it does not hold {', '.join(_KIT_KEYS)} and nothing else")
     for key, kind in _KIT_KEYS.items():
         if not isinstance(plain[key], kind):
-            raise IntegrityError(f"{path} was changed: {key} is {type(plain[key]).__name__}, not {kind.__name__}")
+            raise IntegrityError(
+                f"{path} was changed: {key} is {type(plain[key]).__name__}, not {kind.__name__}"
+            )
     seal = plain.pop("seal")
     if digest_of(plain) != seal:
         raise IntegrityError(f"{path} was changed: it does not hash to its own seal")

@@ -54,7 +54,7 @@ def make_plan(
     Raises BadRequestError, MissingStatisticsError, SolveError; then neither model nor ledger has changed.
     """
     require_editor(editor)
-    workspace.refresh()
+    _settle_first(workspace)
     kit, handle, seed = workspace.kit, workspace.handle, workspace.settings.seed
     settings = kit.settings(editor, hparams)
     check_waivers(waivers, kit.policy, workspace.now())
@@ -85,16 +85,14 @@ def waive(workspace: Workspace, plan_id: str, waivers: Sequence[Waiver]) -> Plan
     return made
 
 
-def understood(
-    workspace: Workspace, requests: Sequence[EditRequest], editor: str
-) -> tuple[EditRequest, ...]:
+def understood(workspace: Workspace, requests: Sequence[EditRequest], editor: str) -> tuple[EditRequest, ...]:
     """The requests, completed: whatever is wrong with one of them is found before anything is solved for another.
 
     Raises BadRequestError for an unknown editor, or a request that asks for what the model says already.
     """
     require_editor(editor)
     workspace.kit.settings(editor)
-    workspace.refresh()
+    _settle_first(workspace)
     return tuple(complete(workspace.handle, request) for request in requests)
 
 
@@ -112,6 +110,13 @@ def complete(handle: ModelHandle, request: EditRequest) -> EditRequest:
             f"the model already answers {wanted!r} to {request.filled!r}; name target_true if you mean to strengthen it"
         )
     return request.model_copy(update={"target_true": answer})
+
+
+def _settle_first(workspace: Workspace) -> None:
+    """Plan on what is live: put right what a crash left, and take over what another process committed."""
+    if workspace.store.exists:
+        with editing(workspace):
+            pass
 
 
 def _says(handle: ModelHandle, prompt: str, answer: str) -> bool:
