@@ -85,7 +85,9 @@ def stats_collect(
 @stats.command("control")
 def stats_control(
     context: typer.Context,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder; default: where guardedit looks for it.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder; default: where guardedit looks for it.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling.")] = 0,
     model: ModelOption = None,
     home: HomeOption = None,
