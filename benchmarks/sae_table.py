@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from guardedit.saes.cards import QualityCard
+from guardedit.saes.cards import Aim, QualityCard
 
 HEAD = (
     "hook",
@@ -53,9 +53,14 @@ def shown(value: float | None) -> str:
 def aims(card: QualityCard) -> list[str]:
     """One line an aim: reached or not."""
     return [
-        f"| `{card.hook_name}` | {aim.name} | {aim.op} {aim.limit:g} | {shown(aim.value)} | {'yes' if aim.met else 'no'} |"
+        f"| `{card.hook_name}` | {aim.name} | {aim.op} {aim.limit:g} | {shown(aim.value)} | {reached(aim)} |"
         for aim in card.aims
     ]
+
+
+def reached(aim: Aim) -> str:
+    """In a word."""
+    return "yes" if aim.met else "no"
 
 
 def main() -> None:
