@@ -47,6 +47,13 @@ PREOP = (
         stage="key",
     ),
     Rule(
+        "preop/key_near_interference",
+        "Other subjects of the same kind share {value} of this subject's key; nearly all real edits stay {op} {limit}.",
+        "what is written at one key is read at another in this proportion (mean p² over the neighbours' keys)",
+        stage="key",
+        hard_too=True,
+    ),
+    Rule(
         "preop/leakage_share",
         "Ordinary text would be moved by {value} of the layer's own output energy; the limit is {limit}.",
         "the mean damage far from the edit follows this number",

@@ -114,7 +114,7 @@ def load_bank(path: Path, expected: str | None = None) -> NullBank:
     """Read a bank; raises MissingStatisticsError where there is none, IntegrityError where it cannot be read."""
     if not path.is_file():
         raise MissingStatisticsError(
-            f"there is no drift bank {path.name}; build one with `guardedit prepare`"
+            f"there is no drift bank {path.name}; build one with benchmarks/reference_bank.py"
         )
     return parse_record(NullBank, path.read_bytes(), expected=expected, what=f"the drift bank {path.name}")
 

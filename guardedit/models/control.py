@@ -113,7 +113,7 @@ def chat_prompt(handle: ModelHandle, prompt: str) -> str:
 
 
 def _folder(handle: ModelHandle) -> Path:
-    """Text prepared for this model by `guardedit prepare control`, else the text that ships: it suits any model."""
+    """Text prepared for this model by `guardedit stats control`, else the text that ships: it suits any model."""
     prepared = prepared_folder(handle)
     return prepared if prepared.is_dir() else _shipped()
 
@@ -133,7 +133,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise MissingStatisticsError(
-            f"the control text {path.name} cannot be read ({error}); make it with `guardedit prepare control`"
+            f"the control text {path.name} cannot be read ({error}); make it with `guardedit stats control`"
         ) from error
 
 

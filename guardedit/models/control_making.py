@@ -1,6 +1,6 @@
 """Make a model's own control text: sampled prose and chat, and facts with the model's word on which it knows.
 
-The text that ships was made by `make_control(load("smollm2-135m"), folder)`; command: `guardedit prepare control`.
+The text that ships was made by `make_control(load("smollm2-135m"), folder)`; command: `guardedit stats control`.
 """
 
 from __future__ import annotations
