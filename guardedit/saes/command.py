@@ -60,7 +60,8 @@ def _metadata(plan: TrainPlan, card: QualityCard) -> dict[str, Any]:
     """What SAELens' users look for in `sae.cfg.metadata`; it answers None for anything that is missing."""
     return {
         "prepend_bos": False, "context_size": plan.row_length, "seed": plan.settings.seed,
-        "training_architecture": "topk", "upstream_digest": card.upstream_digest,
+        "training_architecture": "topk" if plan.settings.per_token else "batchtopk",
+        "upstream_digest": card.upstream_digest,
         "sae_lens_version": version("sae-lens"), "l0": card.l0,
     }  # fmt: skip
 

@@ -27,7 +27,7 @@ class TrainPlan:
     hook_names: tuple[str, ...] = ()
     """Empty: key space and MLP output at `layer`, residual stream three layers up and at two thirds of the depth."""
     settings: TrainSettings = field(default_factory=TrainSettings)
-    tokens: int = 1_000_000
+    tokens: int = 700_000
     """Training tokens to gather."""
     calibrate_tokens: int = 45_000
     test_tokens: int = 60_000
@@ -39,7 +39,7 @@ class TrainPlan:
     """Where `<model>/<hook_name>/` is written; None is the folder that guardedit reads from."""
     cache: Path | None = None
     """Activations and checkpoints of the training; None is a folder in guardedit's cache."""
-    frozen_control_samples: int = 200_000
+    frozen_control_samples: int = 150_000
     """Samples that the frozen-decoder control is trained on; 0 leaves it out, and the card says so."""
     loss_rows: int = 21
     """Held-out rows for the loss recovered; 0 leaves it out."""
