@@ -2,6 +2,7 @@
 
     python -m benchmarks.reference_bank solve  --data ../shared/data --out OUT [--shard 0/2]
     python -m benchmarks.reference_bank scores --data ../shared/data --out OUT [--shard 0/2]
+    python -m benchmarks.reference_bank rescore --data ../shared/data --out OUT      (after other SAEs)
     python -m benchmarks.reference_bank drift  --data ../shared/data --out OUT --edits 24
     python -m benchmarks.reference_bank write  --data ../shared/data --out OUT
 
@@ -35,7 +36,8 @@ from guardedit.pipeline.kit import DRIFT_BANK, PREOP_BANK, write_kit
 from guardedit.pipeline.monitoring import MONITOR_SIZES
 from guardedit.pipeline.planning import risk_context
 from guardedit.records import DeltaRecord, DriftReport, EditRequest, RiskReport, canonical, digest_of_bytes
-from guardedit.risk.measure import measure
+from guardedit.risk.delta_stage import measure_delta
+from guardedit.risk.measure import measure, measure_key
 from guardedit.risk.neighbours import generated_probes
 
 SEED = 0
@@ -111,6 +113,20 @@ def scores(guard: Guard, cases: list[EvalCase], out: Path, editor: str) -> None:
         path = folder / f"{case.case_id}.json"
         if delta is not None and not path.is_file():
             path.write_bytes(canonical(measure(context, [with_probes(case)], delta)))
+
+
+def rescore(guard: Guard, cases: list[EvalCase], out: Path, editor: str) -> None:
+    """Measure the scores of key and delta again, with the SAEs as they are now; the rehearsal stays."""
+    context = risk_context(guard)
+    for case in cases:
+        path = out / f"{editor}-risk" / f"{case.case_id}.json"
+        delta = stored(out, editor, case)
+        if delta is None or not path.is_file():
+            continue
+        report, request = RiskReport.model_validate_json(path.read_bytes()), with_probes(case)
+        fresh = (*measure_key(context, request).scores, *measure_delta(context, [request], delta).scores)
+        kept = tuple(score for score in report.scores if score.stage == "rehearsal")
+        path.write_bytes(canonical(report.model_copy(update={"scores": (*fresh, *kept)})))
 
 
 def drift(guard: Guard, cases: list[EvalCase], out: Path, editor: str, n: int) -> None:
@@ -190,7 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("step", choices=("solve", "scores", "drift", "write"))
+    parser.add_argument("step", choices=("solve", "scores", "rescore", "drift", "write"))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--editor", default="rome")
@@ -207,6 +223,8 @@ def main() -> None:
         solve(guard, mine, args.out, args.editor)
     elif args.step == "scores":
         scores(guard, mine, args.out, args.editor)
+    elif args.step == "rescore":
+        rescore(guard, mine, args.out, args.editor)
     elif args.step == "drift":
         drift(guard, cases, args.out, args.editor, args.edits)
     else:
