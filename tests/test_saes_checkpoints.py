@@ -12,9 +12,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from guardedit.errors import IntegrityError, MissingStatisticsError, StatisticsMismatchError
+from guardedit.errors import IntegrityError, MissingStatisticsError, StatisticsMismatchError, StorageError
 from guardedit.records import canonical, digest_of_bytes
-from guardedit.saes import checkpoints
+from guardedit.saes import checkpoints, files
 from guardedit.saes.cards import Labels, LatentLabel, QualityCard
 
 HOOK = "blocks.2.mlp.hook_post"
@@ -183,3 +183,17 @@ def test_reading_a_checkpoint_needs_neither_sae_lens_nor_transformers() -> None:
 def test_a_card_can_be_read_without_torch() -> None:
     code = "import sys, guardedit.saes.cards; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    files.write_atomically(tmp_path / "kept", b"old")
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(StorageError, match="No space left"):
+        files.write_atomically(tmp_path / "kept", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert (tmp_path / "kept").read_bytes() == b"old"

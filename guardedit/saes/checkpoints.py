@@ -174,7 +174,10 @@ def load(
 
 
 def load_all(model_name: str, folder: Path | None = None) -> dict[str, Sae]:
-    """All checkpoints of a model by hook name, sorted; raises MissingStatisticsError where there is none."""
+    """All checkpoints of a model by hook name, sorted; raises MissingStatisticsError where there is none.
+
+    They lie in `<root>/<model_name>/<hook_name>/`; those of a model named by its absolute folder lie in that folder.
+    """
     base = (folder or root()) / model_name
     found = sorted(path.parent for path in base.glob("*/digests.json")) if base.is_dir() else []
     if not found:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 from guardedit.errors import StorageError
@@ -14,11 +14,11 @@ def write_atomically(path: Path, data: bytes) -> None:
 
     Raises StorageError where the disk is full or not writable; nothing is left behind then.
     """
-    temporary: Path | None = None
+    # Not mkstemp: its files are private to the user, and checkpoints are read by others and packed into wheels.
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        temporary = Path(name)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
@@ -26,8 +26,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise StorageError(f"cannot write {path.name} in {path.parent}: {error.strerror or error}") from error
 
 

@@ -43,7 +43,7 @@ class TrainPlan:
     """Samples that the frozen-decoder control is trained on; 0 leaves it out, and the card says so."""
     loss_rows: int = 21
     """Held-out rows for the loss recovered; 0 leaves it out."""
-    label_tokens: int = 60_000
+    label_tokens: int = 30_000
     """Shippable text per domain and half that label examples are looked for in, where there is as much."""
 
     def hooks(self, n_layers: int) -> tuple[str, ...]:
