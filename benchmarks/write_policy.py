@@ -116,11 +116,10 @@ PREOP = (
     ),
     Rule(
         "preop/subject_position",
-        "The subject begins at token {value} of the prompt; {limit} or later is asked for.",
+        "The subject ends at token {value} of the prompt, counted from 0; {limit} or later is asked for.",
         "this tokenizer adds no token in front, and what stands first in a text has a key unlike any other",
         op=">=",
-        limit=0.0,
-        level="advisory",
+        limit=1.0,
     ),
     Rule(
         "preop/sae_view",
