@@ -27,7 +27,7 @@ class TrainPlan:
     hook_names: tuple[str, ...] = ()
     """Empty: key space and MLP output at `layer`, residual stream three layers up and at two thirds of the depth."""
     settings: TrainSettings = field(default_factory=TrainSettings)
-    tokens: int = 700_000
+    tokens: int = 2_100_000
     """Training tokens to gather."""
     calibrate_tokens: int = 45_000
     test_tokens: int = 60_000

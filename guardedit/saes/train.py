@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How one autoencoder is trained."""
+    """How one autoencoder is trained; the defaults are those of the shipped checkpoints."""
 
     d_sae: int = 3072
     k: int = 32
-    samples: int = 1_200_000
+    samples: int = 2_400_000
     """Activations seen in all; more than the store holds means several epochs."""
     batch_size: int = 512
     lr: float = 1.5e-3
     init_norm: float = 0.3
     """Norm of the decoder rows at the start; small ones learn faster, but more latents die."""
-    seed: int = 0
+    seed: int = 20
     bf16: bool = True
     """Matrix products in bfloat16; the weights stay float32."""
     per_token: bool = False
