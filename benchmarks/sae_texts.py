@@ -188,6 +188,7 @@ def key_facts(data: Path, n: int = 100) -> list[dict[str, str]]:
 
 
 def main() -> None:
+    """Read the sources, mix and write them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
