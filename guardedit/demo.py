@@ -38,6 +38,8 @@ FRANCE = EditRequest(
     paraphrases=("France has its capital in the city of", "The seat of the government of France is in"),
     reason="the demo: a subject whose key many others share",
 )
+CLOSEST = 3
+"""Limits that are kept and shown all the same: those that were used up most."""
 WAIVER_REASON = "demo: fine-tuning has no key to screen, so the monitor shall judge it"
 
 
@@ -148,8 +150,8 @@ class Demo:
         self._say(
             f"  {clean(request.filled)}: {clean(request.target_true or '?')} -> {clean(request.target_new)}"
         )
-        self._say(f"  gate: [bold]{plan.judgement.outcome}[/]. {plan.judgement.reason}")
-        for line in [*findings_lines(plan.judgement)[:8], *disturbed_lines(plan.risk)]:
+        self._say(f"  gate: [bold]{plan.judgement.outcome}[/]")
+        for line in [*findings_lines(plan.judgement, CLOSEST), *disturbed_lines(plan.risk)]:
             self._plain(line)
 
     def _tell_drift(self, published: Published) -> None:
@@ -162,7 +164,7 @@ class Demo:
         if audit.postop:
             self._say(f"  monitor: [bold]{audit.outcome}[/]")
             self._plain(f"  {audit.postop.reason}")
-            for line in findings_lines(audit.postop)[:8]:
+            for line in findings_lines(audit.postop, CLOSEST):
                 self._plain(line)
 
     def _say(self, text: str) -> None:

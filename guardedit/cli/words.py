@@ -98,14 +98,24 @@ def plan_text(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def findings_lines(judgement: Judgement) -> list[str]:
-    """One line a finding, failures first."""
+def findings_lines(judgement: Judgement, closest: int | None = None) -> list[str]:
+    """One line a finding: what is not kept first, then by how close to the limit; with `closest`, only so many kept."""
     order = {"fail": 0, "inconclusive": 1, "pass": 2}
-    ranked = sorted(judgement.findings, key=lambda f: (order[f.verdict], f.level != "hard"))
+    ranked = sorted(judgement.findings, key=lambda f: (order[f.verdict], -_closeness(f)))
+    open_ = [f for f in ranked if f.verdict != "pass"]
+    kept = [f for f in ranked if f.verdict == "pass"][:closest]
     return [
         f"  {_MARKS[f.verdict]} {f.level:8} {clean(f.sentence)}{' (waived)' if f.waiver else ''}"
-        for f in ranked
+        for f in open_ + kept
     ]
+
+
+def _closeness(finding: Finding) -> float:
+    """How much of its limit a value uses up: 1 at the limit, whichever side it is on; 0 where that means nothing."""
+    value, limit = finding.value, finding.limit
+    if value is None or value <= 0 or limit <= 0:
+        return 0.0
+    return value / limit if finding.op in ("<", "<=") else limit / value
 
 
 def disturbed_lines(risk: RiskReport, n: int = 3) -> list[str]:
@@ -115,7 +125,8 @@ def disturbed_lines(risk: RiskReport, n: int = 3) -> list[str]:
         top = ", ".join(f"{clean(leak.label)} ({leak.share:.0%})" for leak in risk.latents[:n])
         lines.append(f"  concepts that the write picks up most: {top}")
     for move in risk.tokens[:n]:
-        lines.append(f"  would move: …{clean(move.context)}…  ({move.domain}, {move.move:.2f} of its size)")
+        context = clean(" ".join(move.context.split()))
+        lines.append(f"  would move: …{context}…  ({move.domain}, {move.move:.2f} of its size)")
     moved = sorted(
         (p for p in risk.probes if p.before != p.after and p.scope != "target"), key=lambda p: -p.kl_nats
     )
