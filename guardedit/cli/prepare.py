@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -113,7 +114,13 @@ def sae_train(
     texts: Annotated[
         list[Path], typer.Option("--texts", help="File or folder of text, a file a domain. Repeatable.")
     ],
-    tokens: Annotated[int, typer.Option("--tokens", help="Training tokens to gather.")] = 1_000_000,
+    tokens: Annotated[int, typer.Option("--tokens", help="Training tokens to gather.")] = 2_100_000,
+    samples: Annotated[
+        int | None, typer.Option("--samples", help="Tokens to train on, with repeats.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Order of the tokens, and the first weights.")
+    ] = None,
     facts: Annotated[Path | None, typer.Option("--facts", help="JSON lines with prompt and subject.")] = None,
     hook: Annotated[
         list[str] | None, typer.Option("--hook", help="A hook; default: the four that guard a layer.")
@@ -126,10 +133,21 @@ def sae_train(
     """Gather activations, train, calibrate, grade and label; may be interrupted and goes on where it was."""
     from guardedit.saes.command import train_all
     from guardedit.saes.plan import TrainPlan
+    from guardedit.saes.train import TrainSettings
 
     options = from_context(context, model, home, as_json)
+    shipped = TrainSettings()
+    settings = replace(
+        shipped, samples=samples or shipped.samples, seed=shipped.seed if seed is None else seed
+    )
     plan = TrainPlan(
-        texts=tuple(texts), layer=layer, hook_names=tuple(hook or ()), tokens=tokens, facts=facts, out=out
+        texts=tuple(texts),
+        layer=layer,
+        hook_names=tuple(hook or ()),
+        settings=settings,
+        tokens=tokens,
+        facts=facts,
+        out=out,
     )
     status = console().status("reading texts")
     with status:
