@@ -81,6 +81,14 @@ def seconds(function: Callable[[], T]) -> tuple[float, T]:
     return time.perf_counter() - start, answer
 
 
+def timed(step: str, function: Callable[[], T]) -> tuple[float, T]:
+    """`seconds`, with a line on stderr, as some steps take minutes on a busy machine."""
+    print(f"{step} … ", end="", file=sys.stderr, flush=True)
+    took, answer = seconds(function)
+    print(f"{took:.2f} s", file=sys.stderr, flush=True)
+    return took, answer
+
+
 def help_row() -> Row:
     """`guardedit --help` in a fresh process: the best of three, as the first one warms the disk's cache."""
     command = [sys.executable, "-m", "guardedit", "--help"]
@@ -124,16 +132,16 @@ def edit_times(
 ) -> dict[str, float]:
     """Seconds of each step for one request."""
     asked = complete(workspace.handle, request)
-    key, _ = seconds(lambda: measure_key(context, asked))
-    solving, delta = seconds(lambda: solve(workspace, asked, settings))
-    risk, _ = seconds(lambda: measure(context, [asked], delta))
-    drift, _ = seconds(lambda: monitor(workspace, asked, delta, far_tokens))
+    key, _ = timed("measuring the key", lambda: measure_key(context, asked))
+    solving, delta = timed("solving", lambda: solve(workspace, asked, settings))
+    risk, _ = timed("measuring with rehearsal", lambda: measure(context, [asked], delta))
+    drift, _ = timed("monitoring", lambda: monitor(workspace, asked, delta, far_tokens))
     return {"key": key, "solve": solving, "risk": risk, "drift": drift}
 
 
 def edit_rows(workspace: Workspace, repeats: int, far_tokens: int) -> list[Row]:
     """Medians over the requests; the first request is run once before, to warm up."""
-    build, context = seconds(lambda: risk_context(workspace))
+    build, context = timed("building banks", lambda: risk_context(workspace))
     settings = with_contexts(workspace.handle, workspace.kit.settings("rome"), 0)
     requests = REQUESTS[:repeats]
     edit_times(workspace, context, requests[0], settings, far_tokens)
@@ -174,12 +182,12 @@ def bench(model: str, repeats: int, far_tokens: int) -> list[Row]:
     """All rows, in the order of an edit's life."""
     with tempfile.TemporaryDirectory() as home:
         workspace = guardedit.open(model, home=Path(home))
-        loading, handle = seconds(lambda: workspace.handle)
-        kit, _ = seconds(lambda: workspace.kit)
+        loading, handle = timed("loading the model", lambda: workspace.handle)
+        kit, _ = timed("loading statistics and SAEs", lambda: workspace.kit)
         rows = [help_row(), Row("load the model", loading, "s"), Row("load statistics and SAEs", kit, "s")]
         rows += speed_rows(handle, workspace.kit.layer)
         rows += edit_rows(workspace, repeats, far_tokens)
-        digest, _ = seconds(handle.digest)
+        digest, _ = timed("digesting the model", handle.digest)
     return [*rows, Row("digest of the model", digest, "s"), peak_memory()]
 
 
@@ -207,6 +215,7 @@ def main() -> None:
     asked = parser.parse_args()
     about = machine()
     rows = bench(asked.model, asked.repeats, asked.far_tokens)
+    about["load"] = f"{about['load']} to {round(os.getloadavg()[0], 2)}"
     if asked.json:
         print(json.dumps({**about, "rows": [{**asdict(row), "verdict": row.verdict} for row in rows]}))
     else:
