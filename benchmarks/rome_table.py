@@ -1,6 +1,6 @@
 """Print the table of docs/rome.md from the rows that `reference_bank solve` left.
 
-    python -m benchmarks.rome_table docs/data/rome_100.jsonl.xz
+python -m benchmarks.rome_table docs/data/rome_100.jsonl.xz
 """
 
 from __future__ import annotations

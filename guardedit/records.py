@@ -57,7 +57,9 @@ def parse_record(kind: type[R], data: bytes, *, expected: str | None, what: str)
     somebody, or a disk, changed them.
     """
     if expected is not None and digest_of_bytes(data) != expected:
-        raise IntegrityError(f"{what} was changed: its bytes hash to {digest_of_bytes(data)}, recorded is {expected}")
+        raise IntegrityError(
+            f"{what} was changed: its bytes hash to {digest_of_bytes(data)}, recorded is {expected}"
+        )
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
@@ -114,7 +116,9 @@ def _check_request(request: EditRequest) -> None:
     if request.target_true is not None and not request.target_true.strip():
         raise BadRequestError("target_true is empty; leave it out to have the model asked")
     if request.target_true is not None and request.target_true.strip() == request.target_new.strip():
-        raise BadRequestError(f"target_new and target_true are both {request.target_new!r}; nothing would change")
+        raise BadRequestError(
+            f"target_new and target_true are both {request.target_new!r}; nothing would change"
+        )
 
 
 class TensorChange(Record):

@@ -135,7 +135,9 @@ def test_the_record_says_how_large_the_update_is(tiny: ModelHandle) -> None:
     change = record_for(delta_of(tiny, update), tiny).changes[0]
     assert (change.rank, change.layer, change.dtype) == (2, LAYER, "float32")
     assert change.delta_norm == pytest.approx(float(torch.linalg.norm(update.left @ update.right)), rel=1e-12)
-    assert change.weight_norm == pytest.approx(np.linalg.norm(tiny.weight(LAYER).detach().double().numpy()), rel=1e-12)
+    assert change.weight_norm == pytest.approx(
+        np.linalg.norm(tiny.weight(LAYER).detach().double().numpy()), rel=1e-12
+    )
     assert record_for(delta_of(tiny, Dense(gaussian(32, 64))), tiny).changes[0].rank is None
 
 
