@@ -124,5 +124,5 @@ def test_broken_control_text_says_how_to_make_it_again(tiny_llama: ModelHandle) 
     folder = prepared_folder(tiny_llama)
     folder.mkdir(parents=True)
     (folder / "prose.jsonl").write_text('{"text": "whole"}\n{"text": "bro', "utf-8")
-    with pytest.raises(MissingStatisticsError, match="guardedit prepare control"):
+    with pytest.raises(MissingStatisticsError, match="guardedit stats control"):
         control_texts(tiny_llama, "prose", 100)
