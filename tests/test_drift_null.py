@@ -122,7 +122,7 @@ def test_a_bank_survives_the_round_trip_and_a_flipped_byte_does_not_pass(tmp_pat
     path.write_bytes(b"{")
     with pytest.raises(IntegrityError, match="cannot be read"):
         load_bank(path)
-    with pytest.raises(MissingStatisticsError, match="guardedit prepare"):
+    with pytest.raises(MissingStatisticsError, match="reference_bank"):
         load_bank(tmp_path / "none.json")
 
 
