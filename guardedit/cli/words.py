@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -62,7 +63,7 @@ def edit_document(published: Published) -> dict[str, Any]:
     return {
         **plan_document(audit.plan),
         "outcome": audit.outcome,
-        "target_probabilities": audit.target_probabilities,
+        "target_probabilities": audit.target_probabilities or _rehearsed(audit.plan.risk),
         "digest_before": audit.digest_before,
         "digest_staged": audit.digest_staged,
         "digest_after": audit.digest_after,
@@ -72,6 +73,21 @@ def edit_document(published: Published) -> dict[str, Any]:
         "report": str(published.files.html),
         "mlflow_run_id": published.mlflow_run_id,
         "mlflow_note": published.mlflow_problem,
+    }
+
+
+def _rehearsed(risk: RiskReport) -> dict[str, float]:
+    """P(old) and P(new) of a plan that was never staged: as the model is, and as the rehearsal had it."""
+    nats = {"old_before": risk.score("conflict_old_nats"), "new_before": risk.score("conflict_new_nats")}
+    probabilities = {
+        "old_rehearsed": risk.score("rehearsed_p_old"),
+        "new_rehearsed": risk.score("rehearsed_p_new"),
+    }
+    found = {
+        name: math.exp(-score.value) for name, score in nats.items() if score and score.value is not None
+    }
+    return found | {
+        name: score.value for name, score in probabilities.items() if score and score.value is not None
     }
 
 
