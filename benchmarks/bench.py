@@ -30,6 +30,7 @@ from guardedit.drift.probes import FAR_TOKENS, build_probes
 from guardedit.drift.sides import base_side
 from guardedit.editors import EDITORS
 from guardedit.edits.deltas import EditDelta
+from guardedit.edits.inputs import SolveInputs
 from guardedit.evaluation.datasets import with_contexts
 from guardedit.models.handle import ModelHandle
 from guardedit.pipeline.monitoring import MONITOR_SIZES
@@ -115,7 +116,7 @@ def speed_rows(handle: ModelHandle, layer: int) -> list[Row]:
 def solve(workspace: Workspace, request: EditRequest, settings: Any) -> EditDelta:
     """The editor by itself."""
     kit = workspace.kit
-    return EDITORS["rome"].solve(workspace.handle, [request], settings, kit.second_moments, 0, None)
+    return EDITORS["rome"].solve(workspace.handle, [request], settings, SolveInputs(kit.second_moments))
 
 
 def monitor(workspace: Workspace, request: EditRequest, delta: EditDelta, far_tokens: int) -> None:

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.reference_bank import cases_of
+from guardedit.edits.inputs import SolveInputs
 from guardedit.evaluation.datasets import bind, plain
 from guardedit.evaluation.run import Job, evaluate
 from guardedit.evaluation.summary import Evaluation
@@ -59,7 +60,7 @@ def main() -> None:
     sys.stdout.write("| " + " | ".join(head) + " |\n|" + "---|" * len(head) + "\n")
     for rate in args.rates:
         settings = guard.kit.settings("finetune", {"learning_rate": rate})
-        solve = bind("finetune", settings, guard.kit.second_moments, SEED)
+        solve = bind("finetune", settings, SolveInputs(guard.kit.second_moments, SEED))
         job = Job("finetune", solve, plain(settings), seed=SEED)
         found = evaluate(guard.handle, cases, job, state=args.out / f"finetune-{rate:g}.jsonl")
         sys.stdout.write(row(rate, found) + "\n")

@@ -20,6 +20,7 @@ from typing import Any
 from guardedit.editors.rome import RomeHparams, solve_rome
 from guardedit.edits.contexts import sample_contexts
 from guardedit.edits.deltas import EditDelta, written
+from guardedit.edits.inputs import SolveInputs
 from guardedit.models.handle import ModelHandle
 from guardedit.models.hooks import key_hook
 from guardedit.models.sources import load
@@ -100,7 +101,9 @@ def edit_row(
 ) -> dict[str, Any]:
     """Solve, write, measure and restore one edit."""
     started = time.perf_counter()
-    delta: EditDelta = solve_rome(handle, [request_of(case)], hparams, {moment.hook_name: moment}, seed=0)
+    delta: EditDelta = solve_rome(
+        handle, [request_of(case)], hparams, SolveInputs({moment.hook_name: moment})
+    )
     seconds = time.perf_counter() - started
     with written(handle, delta):
         row = measure(handle, case)

@@ -24,6 +24,7 @@ from guardedit.drift.probes import FAR_TOKENS, build_probes
 from guardedit.drift.sides import base_side
 from guardedit.editors import EDITORS
 from guardedit.edits.deltas import EditDelta, decode, encode
+from guardedit.edits.inputs import SolveInputs
 from guardedit.evaluation.datasets import plain, with_contexts
 from guardedit.evaluation.readers import EvalCase, choose, read_cases, with_neighbours
 from guardedit.evaluation.run import Job, measure_case, select
@@ -64,6 +65,7 @@ def cases_of(guard: Guard, data: Path, out: Path, n: int) -> list[EvalCase]:
 def solve(guard: Guard, cases: list[EvalCase], out: Path, editor: str) -> None:
     """Solve, evaluate and store each edit."""
     settings = with_contexts(guard.handle, guard.kit.settings(editor), SEED)
+    inputs = SolveInputs(guard.kit.second_moments, SEED, guard.kit.saes)
     for case in cases:
         done = out / editor / f"{case.case_id}.json"
         if done.is_file():
@@ -73,9 +75,7 @@ def solve(guard: Guard, cases: list[EvalCase], out: Path, editor: str) -> None:
         def run(
             handle: Any, requests: tuple[EditRequest, ...], solved: list[EditDelta] = solved
         ) -> EditDelta:
-            solved[:] = [
-                EDITORS[editor].solve(handle, requests, settings, guard.kit.second_moments, SEED, None)
-            ]
+            solved[:] = [EDITORS[editor].solve(handle, requests, settings, inputs)]
             return solved[0]
 
         result = measure_case(guard.handle, case, Job(editor, run, variants=("raw", "chat")))

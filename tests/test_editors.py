@@ -11,6 +11,7 @@ from edits_helpers import LAYER, TOWER, ZERO, moments, p_new, twin
 
 from guardedit.editors import EDITORS
 from guardedit.edits.deltas import EditDelta, decode, encode, record_of, rehearsed, written
+from guardedit.edits.inputs import SolveInputs
 from guardedit.errors import BadRequestError
 from guardedit.models.handle import ModelHandle
 from guardedit.records import DeltaRecord
@@ -33,7 +34,9 @@ def settings(editor: str, **named: Any) -> Any:
 
 def solved(editor: str, handle: ModelHandle, progress: Any = None, **named: Any) -> EditDelta:
     layer = named.get("layer", LAYER)
-    return EDITORS[editor].solve(handle, [TOWER], settings(editor, **named), moments(layer), 0, progress)
+    return EDITORS[editor].solve(
+        handle, [TOWER], settings(editor, **named), SolveInputs(moments(layer), progress=progress)
+    )
 
 
 def test_the_edit_makes_the_new_target_more_likely(editor: str, tiny: ModelHandle) -> None:
@@ -130,7 +133,7 @@ def test_no_steps_at_all_change_nothing_and_crash_nothing(editor: str, tiny_llam
 
 def test_no_requests_are_a_bad_request(editor: str, tiny_llama: ModelHandle) -> None:
     with pytest.raises(BadRequestError):
-        EDITORS[editor].solve(tiny_llama, [], settings(editor), moments(), 0, None)
+        EDITORS[editor].solve(tiny_llama, [], settings(editor), SolveInputs(moments()))
 
 
 def test_a_layer_that_does_not_exist_is_a_bad_request(editor: str, tiny_llama: ModelHandle) -> None:

@@ -11,6 +11,7 @@ from edits_helpers import CONTEXTS, LAYER, TOWER, p_new, twin
 
 from guardedit.editors.finetune import FinetuneHparams, solve_finetune
 from guardedit.edits.deltas import Dense, EditDelta, encode, written
+from guardedit.edits.inputs import SolveInputs
 from guardedit.errors import BadRequestError, SolveError
 from guardedit.models.handle import ModelHandle
 from guardedit.records import EditRequest
@@ -19,7 +20,9 @@ LONG = EditRequest(subject="Italy", prompt="The capital of {} is", target_new="t
 
 
 def solved(handle: ModelHandle, requests: Sequence[EditRequest] = (TOWER,), **named: Any) -> EditDelta:
-    return solve_finetune(handle, requests, FinetuneHparams(**{"layer": LAYER, "steps": 10, **named}), {}, 0)
+    return solve_finetune(
+        handle, requests, FinetuneHparams(**{"layer": LAYER, "steps": 10, **named}), SolveInputs()
+    )
 
 
 def loss_of(handle: ModelHandle, requests: Sequence[EditRequest], contexts: Sequence[str] = ("",)) -> float:

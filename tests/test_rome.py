@@ -12,6 +12,7 @@ from edits_helpers import CONTEXTS, LAYER, TOWER, gaussian, metric, moment_of, m
 from guardedit.editors.rome import RomeHparams, solve_rome
 from guardedit.edits.contexts import sample_contexts
 from guardedit.edits.deltas import EditDelta, LowRank, encode, written
+from guardedit.edits.inputs import SolveInputs
 from guardedit.edits.keys import key_of
 from guardedit.edits.values import optimise_value
 from guardedit.errors import BadRequestError, MissingStatisticsError, SolveError, StatisticsMismatchError
@@ -24,7 +25,7 @@ OTHER = EditRequest(subject="Italy", prompt="The capital of {} is", target_new="
 
 
 def solved(handle: ModelHandle, hparams: RomeHparams = HPARAMS, **changes: Any) -> EditDelta:
-    return solve_rome(handle, [TOWER], replace(hparams, **changes), moments(), 0)
+    return solve_rome(handle, [TOWER], replace(hparams, **changes), SolveInputs(moments()))
 
 
 def update_of(delta: EditDelta) -> LowRank:
@@ -60,7 +61,7 @@ def test_the_update_has_rank_one_and_is_float64(tiny: ModelHandle) -> None:
 
 def test_the_second_moment_decides_where_the_update_points(tiny: ModelHandle) -> None:
     plain = {key_hook(LAYER): moment_of(torch.eye(64, dtype=torch.float64))}
-    first, second = (solve_rome(tiny, [TOWER], HPARAMS, c, 0) for c in (plain, moments()))
+    first, second = (solve_rome(tiny, [TOWER], HPARAMS, SolveInputs(c)) for c in (plain, moments()))
     assert torch.equal(update_of(first).left, update_of(second).left), "the value does not depend on C"
     assert not torch.allclose(update_of(first).right, update_of(second).right, rtol=0.1)
 
@@ -86,13 +87,13 @@ def test_sampled_contexts_are_on_record_and_give_the_same_edit_when_named(tiny: 
 
 def test_another_seed_samples_other_contexts(tiny: ModelHandle) -> None:
     hparams = replace(HPARAMS, contexts=(), n_prefixes=3)
-    first, second = (solve_rome(tiny, [TOWER], hparams, moments(), seed) for seed in (0, 1))
+    first, second = (solve_rome(tiny, [TOWER], hparams, SolveInputs(moments(), seed)) for seed in (0, 1))
     assert encode(first) != encode(second)
 
 
 def test_two_requests_are_a_bad_request(tiny_llama: ModelHandle) -> None:
     with pytest.raises(BadRequestError, match="one fact at a time, got 2"):
-        solve_rome(tiny_llama, [TOWER, OTHER], HPARAMS, moments(), 0)
+        solve_rome(tiny_llama, [TOWER, OTHER], HPARAMS, SolveInputs(moments()))
 
 
 def test_without_the_layer_s_second_moment_the_command_that_collects_it_is_named(
@@ -100,20 +101,20 @@ def test_without_the_layer_s_second_moment_the_command_that_collects_it_is_named
 ) -> None:
     for given in ({}, moments(LAYER + 1)):
         with pytest.raises(MissingStatisticsError, match=rf"stats collect --layer {LAYER}"):
-            solve_rome(tiny_llama, [TOWER], HPARAMS, given, 0)
+            solve_rome(tiny_llama, [TOWER], HPARAMS, SolveInputs(given))
 
 
 def test_a_second_moment_of_another_hook_or_width_is_refused(tiny_llama: ModelHandle) -> None:
     wrong_layer, narrow = moment_of(metric(), LAYER + 1), moment_of(metric(32))
     for given in (wrong_layer, narrow):
         with pytest.raises(StatisticsMismatchError, match="second moment"):
-            solve_rome(tiny_llama, [TOWER], HPARAMS, {key_hook(LAYER): given}, 0)
+            solve_rome(tiny_llama, [TOWER], HPARAMS, SolveInputs({key_hook(LAYER): given}))
 
 
 def test_a_singular_second_moment_is_a_solve_error(tiny_llama: ModelHandle) -> None:
     flat = torch.zeros(64, 64, dtype=torch.float64)
     with pytest.raises(SolveError, match="not positive definite"):
-        solve_rome(tiny_llama, [TOWER], HPARAMS, {key_hook(LAYER): moment_of(flat)}, 0)
+        solve_rome(tiny_llama, [TOWER], HPARAMS, SolveInputs({key_hook(LAYER): moment_of(flat)}))
 
 
 def test_a_negative_number_of_prefixes_is_a_bad_request() -> None:

@@ -5,22 +5,19 @@ A new editor is one file and one entry in EDITORS.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from guardedit.editors.finetune import FinetuneHparams, solve_finetune
 from guardedit.editors.rome import RomeHparams, solve_rome
 from guardedit.edits.deltas import EditDelta
+from guardedit.edits.inputs import SolveInputs
 from guardedit.models.handle import ModelHandle
-from guardedit.models.statistics import SecondMoment
 from guardedit.records import EditRequest
 
-Progress = Callable[[str, float], None]
-Solve = Callable[
-    [ModelHandle, Sequence[EditRequest], Any, Mapping[str, SecondMoment], int, Progress | None],
-    EditDelta,
-]
+Solve = Callable[[ModelHandle, Sequence[EditRequest], Any, SolveInputs], EditDelta]
+"""(model, requests, the editor's settings, inputs) -> delta."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +27,8 @@ class Editor:
     hparams: type[Any]
     solve: Solve
     summary: str
+    joint: bool = False
+    """Solves many requests as one delta; others take one request at a time."""
 
 
 EDITORS: dict[str, Editor] = {

@@ -8,7 +8,7 @@ prompt's last position, which is not repeated here). The result is a dense delta
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -16,14 +16,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from guardedit.edits.deltas import Dense, EditDelta, WeightChange, require_linear
+from guardedit.edits.inputs import SolveInputs
 from guardedit.edits.settings import require_contexts, require_number
 from guardedit.errors import SolveError
 from guardedit.models.handle import ModelHandle, preserved
-from guardedit.models.hooks import key_hook, mlp_hook, patch, record, resume
-from guardedit.models.statistics import SecondMoment
+from guardedit.models.hooks import key_hook, patch, record, resume, rewrite_hook
 from guardedit.records import EditRequest
-
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -64,18 +62,17 @@ def solve_finetune(
     handle: ModelHandle,
     requests: Sequence[EditRequest],
     hparams: FinetuneHparams,
-    second_moments: Mapping[str, SecondMoment],
-    seed: int,
-    progress: Progress | None = None,
+    inputs: SolveInputs,
 ) -> EditDelta:
-    """Fine-tune one layer on the requests' prompts; the model is left as it was. `second_moments` is not used.
+    """Fine-tune one layer on the requests' prompts; the model is left as it was. Of `inputs` only the
+    progress display is used.
 
     Raises SolveError if the loss stops being a number, BadRequestError for no requests or no such layer.
     """
     require_linear(handle)
     with preserved(handle), torch.enable_grad():
         rows = _rows(handle, requests, hparams.layer, hparams.contexts)
-        matrix, losses = _descend(handle, rows, hparams, progress)
+        matrix, losses = _descend(handle, rows, hparams, inputs)
     change = WeightChange(handle.rewrite_parameter(hparams.layer), hparams.layer, Dense(matrix))
     diagnostics: dict[str, float | int | str | bool | None] = {
         "steps": len(losses) - 1,
@@ -83,7 +80,7 @@ def solve_finetune(
         "loss_last_nats": losses[-1],
         "p_new_at_solution": math.exp(-losses[-1]),
     }
-    named = {**asdict(hparams), "contexts": "|".join(hparams.contexts), "seed": seed}
+    named = {**asdict(hparams), "contexts": "|".join(hparams.contexts), "seed": inputs.seed}
     return EditDelta((change,), "finetune", named, diagnostics)
 
 
@@ -109,7 +106,7 @@ def _loss(handle: ModelHandle, rows: _Rows, layer: int, matrix: Tensor) -> Tenso
     with (
         resume(handle, layer, rows.resid_pre),
         patch(handle, key_hook(layer), keep),
-        patch(handle, mlp_hook(layer), lambda output: output + Dense(matrix).move(keys[0])),
+        patch(handle, rewrite_hook(layer), lambda output: output + Dense(matrix).move(keys[0])),
     ):
         hidden = handle.hidden(rows.batch["input_ids"], rows.batch["attention_mask"])
     logits = handle.logits_at(hidden, rows.predicts).float()
@@ -117,7 +114,7 @@ def _loss(handle: ModelHandle, rows: _Rows, layer: int, matrix: Tensor) -> Tenso
 
 
 def _descend(
-    handle: ModelHandle, rows: _Rows, hparams: FinetuneHparams, progress: Progress | None
+    handle: ModelHandle, rows: _Rows, hparams: FinetuneHparams, inputs: SolveInputs
 ) -> tuple[Float[Tensor, "d_out d_in"], list[float]]:
     shape = handle.weight(hparams.layer).shape
     matrix = torch.zeros(shape, device=handle.device, requires_grad=True)
@@ -130,8 +127,7 @@ def _descend(
             raise SolveError(
                 f"the loss at step {step} is {losses[-1]}; lower the learning rate or check the weights"
             )
-        if progress is not None:
-            progress(f"fine-tuning: loss {losses[-1]:.2f} nats", step / max(hparams.steps, 1))
+        inputs.tell(f"fine-tuning: loss {losses[-1]:.2f} nats", step / max(hparams.steps, 1))
         if losses[-1] < hparams.stop_loss or step == hparams.steps:
             break
         adam.zero_grad()

@@ -5,22 +5,20 @@ v_star = W k_star + r and ΔW = r (C⁻¹k_star)ᵀ / (k_starᵀ C⁻¹ k_star),
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from guardedit.edits.contexts import sample_contexts
 from guardedit.edits.deltas import EditDelta, WeightChange
+from guardedit.edits.inputs import SolveInputs
 from guardedit.edits.keys import Key, key_of
 from guardedit.edits.settings import require_contexts, require_number
 from guardedit.edits.solvers import solve
 from guardedit.edits.values import Value, ValueHparams, optimise_value
-from guardedit.errors import BadRequestError, MissingStatisticsError, StatisticsMismatchError
+from guardedit.errors import BadRequestError
 from guardedit.models.handle import ModelHandle, preserved
-from guardedit.models.hooks import key_hook
 from guardedit.models.statistics import SecondMoment
 from guardedit.records import EditRequest
-
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -45,9 +43,7 @@ def solve_rome(
     handle: ModelHandle,
     requests: Sequence[EditRequest],
     hparams: RomeHparams,
-    second_moments: Mapping[str, SecondMoment],
-    seed: int,
-    progress: Progress | None = None,
+    inputs: SolveInputs,
 ) -> EditDelta:
     """Solve one request; the model is left as it was.
 
@@ -58,35 +54,20 @@ def solve_rome(
     if len(requests) != 1:
         raise BadRequestError(f"rome edits one fact at a time, got {len(requests)}; plan them one by one")
     request, layer = requests[0], hparams.layer
-    moment = _moment(handle, second_moments, layer)
+    moment = inputs.moment(handle, layer)
     with preserved(handle):
-        contexts = hparams.contexts or sample_contexts(handle, hparams.n_prefixes, seed)
+        contexts = hparams.contexts or sample_contexts(handle, hparams.n_prefixes, inputs.seed)
         key = key_of(handle, request, layer, contexts)
-        value = optimise_value(handle, request, key, layer, contexts, hparams, _steps(progress, hparams))
+        value = optimise_value(handle, request, key, layer, contexts, hparams, _steps(inputs, hparams))
     update = solve(key.k_star[:, None], value.residual[:, None], moment)
     change = WeightChange(handle.rewrite_parameter(layer), layer, update)
-    return EditDelta((change,), "rome", _plain(hparams, contexts, seed), _diagnostics(key, value, moment))
+    return EditDelta(
+        (change,), "rome", _plain(hparams, contexts, inputs.seed), _diagnostics(key, value, moment)
+    )
 
 
-def _moment(handle: ModelHandle, second_moments: Mapping[str, SecondMoment], layer: int) -> SecondMoment:
-    name, width = key_hook(layer), handle.d_in(layer)
-    if name not in second_moments:
-        raise MissingStatisticsError(
-            f"no second moment for {name}; there is one for {sorted(second_moments) or 'no layer'}. "
-            f"Collect it with `guardedit stats collect --layer {layer}`"
-        )
-    moment = second_moments[name]
-    if (moment.hook_name, moment.width) != (name, width):
-        raise StatisticsMismatchError(
-            f"the second moment given for {name} (width {width}) is of {moment.hook_name}, width {moment.width}"
-        )
-    return moment
-
-
-def _steps(progress: Progress | None, hparams: RomeHparams) -> Callable[[int, float], None] | None:
-    if progress is None:
-        return None
-    return lambda step, loss: progress(
+def _steps(inputs: SolveInputs, hparams: RomeHparams) -> Callable[[int, float], None]:
+    return lambda step, loss: inputs.tell(
         f"optimising the value: loss {loss:.2f} nats", step / max(hparams.steps, 1)
     )
 

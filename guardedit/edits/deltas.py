@@ -17,7 +17,7 @@ from torch import Tensor
 from guardedit.edits.updates import Dense, EditDelta, LowRank, Update, WeightChange
 from guardedit.errors import BadRequestError, IntegrityError, SolveError, UnknownArchitectureError
 from guardedit.models.handle import ModelHandle, tensor_digest
-from guardedit.models.hooks import key_hook, mlp_hook, patch
+from guardedit.models.hooks import key_hook, patch, rewrite_hook
 from guardedit.records import DeltaRecord, TensorChange, digest_of_bytes
 
 __all__ = [
@@ -188,7 +188,7 @@ def rehearsed(handle: ModelHandle, delta: EditDelta) -> Iterator[ModelHandle]:
             _require_fit(handle, change)
             seen: list[Tensor] = []
             stack.enter_context(patch(handle, key_hook(change.layer), _keep(seen)))
-            stack.enter_context(patch(handle, mlp_hook(change.layer), _add(seen, change.update)))
+            stack.enter_context(patch(handle, rewrite_hook(change.layer), _add(seen, change.update)))
         yield handle
 
 

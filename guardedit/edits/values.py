@@ -19,7 +19,7 @@ from guardedit.edits.keys import Key, last_token_of, subject_span
 from guardedit.edits.settings import require_number
 from guardedit.errors import BadRequestError, SolveError
 from guardedit.models.handle import ModelHandle, preserved
-from guardedit.models.hooks import mlp_hook, patch
+from guardedit.models.hooks import patch, rewrite_hook
 from guardedit.models.suffix import Suffix, split_rows
 from guardedit.models.tokens import encode_pairs
 from guardedit.records import EditRequest
@@ -174,7 +174,7 @@ def _losses(objective: _Objective, layer: int, residual: Tensor) -> tuple[Tensor
         return torch.cat([output[:, :1] + residual.to(output.dtype), output[:, 1:]], 1)
 
     handle = objective.suffix.handle
-    with patch(handle, mlp_hook(layer), add):
+    with patch(handle, rewrite_hook(layer), add):
         hidden = objective.suffix.hidden()
     logprobs = handle.logits_at(hidden, objective.target_rows).float().log_softmax(-1)
     chosen = logprobs.gather(-1, objective.target_ids[:, None])[:, 0]

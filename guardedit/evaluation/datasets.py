@@ -10,11 +10,11 @@ from typing import Any
 from guardedit.editors import EDITORS
 from guardedit.edits.contexts import sample_contexts
 from guardedit.edits.deltas import EditDelta
+from guardedit.edits.inputs import SolveInputs
 from guardedit.evaluation.readers import choose, read_cases, with_neighbours
 from guardedit.evaluation.run import Job, Progress, Solve, evaluate, select
 from guardedit.evaluation.summary import Evaluation
 from guardedit.models.handle import ModelHandle
-from guardedit.models.second_moment import SecondMoment
 from guardedit.pipeline.workspace import Workspace
 from guardedit.records import EditRequest
 
@@ -50,7 +50,7 @@ def evaluate_dataset(
     settings = with_contexts(workspace.handle, settings, seed)
     job = Job(
         editor=editor,
-        solve=bind(editor, settings, workspace.kit.second_moments, seed),
+        solve=bind(editor, settings, SolveInputs(workspace.kit.second_moments, seed, workspace.kit.saes)),
         hparams=plain(settings),
         dataset=case_set.name if split is None else f"{case_set.name}, split {split}",
         dataset_digest=case_set.digest,
@@ -62,11 +62,11 @@ def evaluate_dataset(
     return found.model_copy(update={"about": {**found.about, **extra}})
 
 
-def bind(editor: str, settings: Any, second_moments: Mapping[str, SecondMoment], seed: int) -> Solve:
+def bind(editor: str, settings: Any, inputs: SolveInputs) -> Solve:
     """The editor with everything but model and requests fixed."""
 
     def solve(handle: ModelHandle, requests: tuple[EditRequest, ...]) -> EditDelta:
-        return EDITORS[editor].solve(handle, requests, settings, second_moments, seed, None)
+        return EDITORS[editor].solve(handle, requests, settings, inputs)
 
     return solve
 

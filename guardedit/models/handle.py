@@ -160,7 +160,9 @@ class ModelHandle:
         if int(layer) != point.layer or point.point == "hook_resid_pre":
             return int(layer) < point.layer
         after_key = tuple(f"{part}." for part in (row.rewrite_module, row.post_mlp_norm) if part is not None)
-        return point.point in ("hook_mlp_out", "hook_resid_post") or not rest.startswith(after_key)
+        return point.point in ("mlp.out.hook_out", "hook_mlp_out", "hook_resid_post") or not rest.startswith(
+            after_key
+        )
 
     def bridge(self) -> Any:
         """A transformer_lens TransformerBridge over a throw-away copy: booting one rewires its model."""

@@ -5,7 +5,8 @@ Hook names are TransformerLens' canonical ones:
     blocks.{L}.hook_resid_pre    (batch, seq, d_model)   input of block L
     blocks.{L}.hook_attn_out     (batch, seq, d_model)   output of attention L
     blocks.{L}.mlp.hook_post     (batch, seq, d_in)      input of the down projection: the space of edit keys
-    blocks.{L}.hook_mlp_out      (batch, seq, d_model)   what MLP L adds to the residual stream
+    blocks.{L}.mlp.out.hook_out  (batch, seq, d_model)   output of the down projection: the space of edit values
+    blocks.{L}.hook_mlp_out      (batch, seq, d_model)   what MLP L adds to the residual stream (behind a norm, if any)
     blocks.{L}.hook_resid_post   (batch, seq, d_model)   output of block L
 
 Hooks that are entered later see what earlier ones made of the activation: `patch` then `record` records the
@@ -30,7 +31,14 @@ if TYPE_CHECKING:
 Replace = Callable[[Tensor], Tensor]
 
 # In the order in which a block computes them; the place in this list decides where an early stop may happen.
-_POINTS = ("hook_resid_pre", "hook_attn_out", "mlp.hook_post", "hook_mlp_out", "hook_resid_post")
+_POINTS = (
+    "hook_resid_pre",
+    "hook_attn_out",
+    "mlp.hook_post",
+    "mlp.out.hook_out",
+    "hook_mlp_out",
+    "hook_resid_post",
+)
 _INPUTS = frozenset({"hook_resid_pre", "mlp.hook_post"})
 _PATTERN = re.compile(r"blocks\.(\d+)\.(.+)")
 
@@ -66,6 +74,11 @@ class HookPoint:
 def key_hook(layer: int) -> str:
     """Hook name of the space that edit keys of `layer` live in."""
     return f"blocks.{layer}.mlp.hook_post"
+
+
+def rewrite_hook(layer: int) -> str:
+    """Hook name of what the down projection of `layer` puts out: where a solved update adds ΔW x."""
+    return f"blocks.{layer}.mlp.out.hook_out"
 
 
 def mlp_hook(layer: int) -> str:
@@ -167,6 +180,7 @@ def _module(handle: ModelHandle, point: HookPoint) -> nn.Module:
     paths = {
         "hook_attn_out": row.attention,
         "mlp.hook_post": row.rewrite_module,
+        "mlp.out.hook_out": row.rewrite_module,
         "hook_mlp_out": row.post_mlp_norm or row.mlp,
     }
     path = paths.get(point.point)

@@ -15,6 +15,7 @@ from guardedit.audit.files import make_folder, write_atomic
 from guardedit.drift.probes import top_answer
 from guardedit.editors import EDITORS
 from guardedit.edits.deltas import EditDelta, encode, record_of
+from guardedit.edits.inputs import SolveInputs
 from guardedit.errors import BadRequestError
 from guardedit.gate.approvals import check_waivers, decide
 from guardedit.gate.policy import judge
@@ -55,12 +56,12 @@ def make_plan(
     """
     require_editor(editor)
     _settle_first(workspace)
-    kit, handle, seed = workspace.kit, workspace.handle, workspace.settings.seed
+    kit, handle = workspace.kit, workspace.handle
     settings = kit.settings(editor, hparams)
     check_waivers(waivers, kit.policy, workspace.now())
     completed = complete(handle, request)
     workspace.progress(f"solving with {editor}", 0.2)
-    delta = EDITORS[editor].solve(handle, [completed], settings, kit.second_moments, seed, workspace.progress)
+    delta = EDITORS[editor].solve(handle, [completed], settings, _inputs(workspace))
     workspace.progress("measuring what else would change", 0.7)
     risk = _risk(workspace, completed, delta)
     judgement = judge(risk.scores, kit.policy, waivers, "preop", workspace.now())
@@ -144,6 +145,14 @@ def risk_context(workspace: Workspace) -> RiskContext:
         seed=seed,
         contexts=tuple(kit.hparams.get("rome", {}).get("contexts", ("",))),
     )
+
+
+def _inputs(workspace: Workspace) -> SolveInputs:
+    """What the editor may draw on: the kit's statistics and SAEs, and what is live already."""
+    kit, seed = workspace.kit, workspace.settings.seed
+    live = [plan_id for plan_id, state in workspace.states().items() if state == "committed"]
+    earlier = tuple(request for plan_id in live for request in workspace.read_plan(plan_id).requests)
+    return SolveInputs(kit.second_moments, seed, kit.saes, earlier, workspace.progress)
 
 
 def _statistics(workspace: Workspace) -> dict[str, str]:
