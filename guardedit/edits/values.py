@@ -63,6 +63,22 @@ class Value:
     clamped: bool
 
 
+def optimise_values(
+    handle: ModelHandle,
+    requests: Sequence[EditRequest],
+    keys: Sequence[Key],
+    layer: int,
+    contexts: Sequence[str],
+    hparams: ValueHparams,
+    progress: Callable[[int, float], None] | None = None,
+) -> tuple[Value, ...]:
+    """The values of many requests, each found as `optimise_value` finds it."""
+    return tuple(
+        optimise_value(handle, request, key, layer, contexts, hparams, progress)
+        for request, key in zip(requests, keys, strict=True)
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class _Objective:
     """Everything the loss needs, computed once."""
