@@ -121,6 +121,12 @@ def sae_train(
     seed: Annotated[
         int | None, typer.Option("--seed", help="Order of the tokens, and the first weights.")
     ] = None,
+    latents: Annotated[
+        int | None, typer.Option("--latents", min=1, help="Width of the dictionary, d_sae.")
+    ] = None,
+    active: Annotated[
+        int | None, typer.Option("--active", min=1, help="Latents active a token, on average.")
+    ] = None,
     facts: Annotated[Path | None, typer.Option("--facts", help="JSON lines with prompt and subject.")] = None,
     hook: Annotated[
         list[str] | None, typer.Option("--hook", help="A hook; default: the four that guard a layer.")
@@ -136,10 +142,8 @@ def sae_train(
     from guardedit.saes.train import TrainSettings
 
     options = from_context(context, model, home, as_json)
-    shipped = TrainSettings()
-    settings = replace(
-        shipped, samples=samples or shipped.samples, seed=shipped.seed if seed is None else seed
-    )
+    named: dict[str, Any] = {"samples": samples, "seed": seed, "d_sae": latents, "k": active}
+    settings = replace(TrainSettings(), **{name: value for name, value in named.items() if value is not None})
     plan = TrainPlan(
         texts=tuple(texts),
         layer=layer,

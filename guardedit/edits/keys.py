@@ -61,18 +61,41 @@ def key_of(handle: ModelHandle, request: EditRequest, layer: int, contexts: Sequ
 
     Raises BadRequestError for other contexts or a layer that the model does not have.
     """
+    return keys_of(handle, [request], layer, contexts)[0]
+
+
+def keys_of(
+    handle: ModelHandle,
+    requests: Sequence[EditRequest],
+    layer: int,
+    contexts: Sequence[str],
+    batch_size: int = 64,
+) -> tuple[Key, ...]:
+    """The key of each request, as `key_of` finds it; rows of similar length run together."""
     require_contexts(tuple(contexts))
-    texts = [context + request.filled for context in contexts]
-    batch = handle.encode(texts)
-    spans = [subject_span(request, context) for context in contexts]
-    positions = last_token_of(batch["offsets"], batch["attention_mask"], spans)
-    keys = _run(handle, batch, layer)[torch.arange(len(texts)), positions]
-    first = batch["offsets"][0, 0]
+    rows = [(number, context) for number in range(len(requests)) for context in contexts]
+    texts = [context + requests[number].filled for number, context in rows]
+    order = sorted(range(len(rows)), key=lambda row: len(texts[row]))
+    found: dict[int, tuple[Tensor, int, bool]] = {}
+    for start in range(0, len(order), batch_size):
+        chunk = order[start : start + batch_size]
+        batch = handle.encode([texts[row] for row in chunk])
+        spans = [subject_span(requests[rows[row][0]], rows[row][1]) for row in chunk]
+        positions = last_token_of(batch["offsets"], batch["attention_mask"], spans)
+        keys = _run(handle, batch, layer)[torch.arange(len(chunk)), positions]
+        starts = [bool(batch["offsets"][at, 0, 1] > span[0]) for at, span in enumerate(spans)]
+        found.update(zip(chunk, zip(keys, positions, starts, strict=True), strict=True))
+    size = len(contexts)
+    return tuple(_key([found[number * size + i] for i in range(size)]) for number in range(len(requests)))
+
+
+def _key(rows: Sequence[tuple[Tensor, int, bool]]) -> Key:
+    per_context = torch.stack([key for key, _, _ in rows])
     return Key(
-        k_star=keys.double().mean(0),
-        per_context=keys,
-        position=positions[0],
-        subject_starts_text=bool(first[1] > spans[0][0]),
+        k_star=per_context.double().mean(0),
+        per_context=per_context,
+        position=rows[0][1],
+        subject_starts_text=rows[0][2],
     )
 
 

@@ -2,26 +2,25 @@
 
 `v_star = W k_star + r`, where the residual r is found by Adam (Meng et al. 2022, eq. 4): mean negative log-likelihood
 of the target over contexts, a KL term on "{subject} is a" that keeps what the subject is, and a bound on ‖r‖.
+Many facts are optimised in one batch; each has its own residual, bound and end, so it gets the value that it would get
+alone (up to the rounding of larger matrix products).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from guardedit.edits.deltas import require_linear
-from guardedit.edits.keys import Key, last_token_of, subject_span
+from guardedit.edits.keys import Key
+from guardedit.edits.objective import Fact, Losses, Objective, make_objective
 from guardedit.edits.settings import require_number
 from guardedit.errors import BadRequestError, SolveError
 from guardedit.models.handle import ModelHandle, preserved
-from guardedit.models.hooks import patch, rewrite_hook
-from guardedit.models.suffix import Suffix, split_rows
-from guardedit.models.tokens import encode_pairs
 from guardedit.records import EditRequest
 
 
@@ -39,9 +38,12 @@ class ValueHparams:
     """Stop once the mean negative log-likelihood per target token, in nats, is below this."""
     kl_prompt: str = "{} is a"
     """What the subject is shall stay; one `{}`, where the subject goes."""
+    facts_at_once: int = 16
+    """Facts optimised in one batch; more use more memory."""
 
     def __post_init__(self) -> None:
         require_number(self, "steps", least=0, whole=True)
+        require_number(self, "facts_at_once", least=1, whole=True)
         require_number(self, "clamp_norm_factor", least=0, above=True)
         for name in ("learning_rate", "kl_factor", "weight_decay", "stop_loss"):
             require_number(self, name, least=0)
@@ -61,36 +63,22 @@ class Value:
     p_new: float
     """Geometric mean probability of a target token at the last step."""
     clamped: bool
+    kept_nats: float = 0.0
+    """Mean KL(unedited ‖ edited) over the kept texts at the last step; 0 without any."""
 
 
-def optimise_values(
-    handle: ModelHandle,
-    requests: Sequence[EditRequest],
-    keys: Sequence[Key],
-    layer: int,
-    contexts: Sequence[str],
-    hparams: ValueHparams,
-    progress: Callable[[int, float], None] | None = None,
-) -> tuple[Value, ...]:
-    """The values of many requests, each found as `optimise_value` finds it."""
-    return tuple(
-        optimise_value(handle, request, key, layer, contexts, hparams, progress)
-        for request, key in zip(requests, keys, strict=True)
-    )
+@dataclass(frozen=True)
+class Keep:
+    """Texts about each request's subject whose next tokens shall stay, and how much that weighs against the target."""
+
+    texts: tuple[tuple[str, ...], ...]
+    """Per request; each text contains the subject."""
+    weights: tuple[float, ...]
+    """Per request, in nats of target likelihood per nat of KL(unedited ‖ edited)."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Objective:
-    """Everything the loss needs, computed once."""
-
-    suffix: Suffix
-    target_rows: Tensor
-    """Boolean (batch, seq): positions whose next token belongs to the target."""
-    target_ids: Tensor
-    row_weights: Tensor
-    """One weight per target position: 1 / (contexts · target tokens)."""
-    kl_row: int
-    base_logprobs: Tensor
+Told = Callable[[int, float], None]
+"""Called with the step and the mean loss of the facts that are still in it."""
 
 
 def optimise_value(
@@ -100,149 +88,147 @@ def optimise_value(
     layer: int,
     contexts: Sequence[str],
     hparams: ValueHparams,
-    progress: Callable[[int, float], None] | None = None,
+    progress: Told | None = None,
 ) -> Value:
     """Find the residual that makes the model say `target_new`, starting from zero; the model is left as it was.
 
     `progress` is told step and loss. Raises SolveError if the loss stops being a number or the layer cannot reach the
     target, BadRequestError where subject and target share a token.
     """
-    require_linear(handle)
-    with preserved(handle), torch.enable_grad():
-        objective = _objective(handle, request, layer, contexts, hparams)
-        _require_path(objective, layer)
-        v_start = handle.weight(layer).detach().double() @ key.k_star
-        bound = hparams.clamp_norm_factor * float(v_start.norm())
-        if not bound > 0:
-            raise SolveError(f"layer {layer} answers the subject's key with {bound}; edit another layer")
-        return _descend(objective, layer, bound, hparams, progress)
+    return optimise_values(handle, [request], [key], layer, contexts, hparams, progress)[0]
 
 
-def _objective(
-    handle: ModelHandle, request: EditRequest, layer: int, contexts: Sequence[str], hparams: ValueHparams
-) -> _Objective:
-    prompts = [context + request.filled for context in contexts]
-    pairs = encode_pairs(handle, prompts, [request.target_new] * len(prompts))
-    spans = [subject_span(request, context) for context in contexts]
-    splits = last_token_of(pairs["offsets"], pairs["attention_mask"], spans)
-    lengths = pairs["attention_mask"].sum(1).tolist()
-    # The last target token predicts nothing that is asked for.
-    rows = [pairs["input_ids"][i, : n - 1].tolist() for i, n in enumerate(lengths)]
-    rows, splits = _with_kl_row(handle, request, rows, splits, hparams)
-    suffix = split_rows(handle, rows, splits, layer)
-    predicts, ids, weights = _target_positions(pairs, splits, suffix)
-    objective = _Objective(suffix, predicts, ids, weights, len(contexts), torch.empty(0))
-    with torch.no_grad():
-        base = _kl_logprobs(objective, suffix.hidden())
-    return _Objective(suffix, predicts, ids, weights, len(contexts), base)
-
-
-def _with_kl_row(
-    handle: ModelHandle, request: EditRequest, rows: list[list[int]], splits: list[int], hparams: ValueHparams
-) -> tuple[list[list[int]], list[int]]:
-    encoded = handle.encode([hparams.kl_prompt.replace("{}", request.subject)])
-    start = hparams.kl_prompt.index("{}")
-    at = last_token_of(encoded["offsets"], encoded["attention_mask"], [(start, start + len(request.subject))])
-    return [*rows, encoded["input_ids"][0].tolist()], [*splits, *at]
-
-
-def _target_positions(
-    pairs: dict[str, Tensor], splits: Sequence[int], suffix: Suffix
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the target is predicted, its token ids, and each one's weight in the loss."""
-    predicts = torch.zeros_like(suffix.mask)
-    ids, weights = [], []
-    targets = pairs["target_mask"]
-    for row in range(targets.shape[0]):
-        where = targets[row].nonzero().flatten()
-        if int(where[0]) <= splits[row]:
-            raise BadRequestError(
-                "the target's first token is the subject's last one; end the prompt otherwise"
-            )
-        predicts[row, where - 1 - splits[row]] = True
-        ids.append(pairs["input_ids"][row, where])
-        weights.append(torch.full((len(where),), 1.0 / (len(where) * targets.shape[0])))
-    return predicts, torch.cat(ids), torch.cat(weights).to(suffix.input_ids.device)
-
-
-def _require_path(objective: _Objective, layer: int) -> None:
-    # With a gradient of zero, Adam would blow rounding noise up to full steps.
-    last = layer == objective.suffix.handle.n_layers - 1
-    if last and not bool(objective.target_rows[:, 0].any()):
-        raise SolveError(
-            f"layer {layer} is the last: no attention above it carries what the subject's token holds to the target; "
-            "edit a lower layer"
-        )
-
-
-def _kl_logprobs(objective: _Objective, hidden: Tensor) -> Tensor:
-    """Log-probabilities after the subject in the KL prompt (vocab,)."""
-    rows = torch.zeros_like(objective.suffix.mask)
-    rows[objective.kl_row, 0] = True
-    return objective.suffix.handle.logits_at(hidden, rows).float().log_softmax(-1)[0]
-
-
-def _losses(objective: _Objective, layer: int, residual: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean NLL per target token and KL(edited ‖ unedited) after the subject, both in nats."""
-
-    def add(output: Tensor) -> Tensor:
-        # Every row is split at the subject's last token, so that is position 0 of each.
-        return torch.cat([output[:, :1] + residual.to(output.dtype), output[:, 1:]], 1)
-
-    handle = objective.suffix.handle
-    with patch(handle, rewrite_hook(layer), add):
-        hidden = objective.suffix.hidden()
-    logprobs = handle.logits_at(hidden, objective.target_rows).float().log_softmax(-1)
-    chosen = logprobs.gather(-1, objective.target_ids[:, None])[:, 0]
-    current = _kl_logprobs(objective, hidden)
-    kl = (current.exp() * (current - objective.base_logprobs)).sum()
-    return -(chosen * objective.row_weights).sum(), kl
-
-
-def _descend(
-    objective: _Objective,
+def optimise_values(
+    handle: ModelHandle,
+    requests: Sequence[EditRequest],
+    keys: Sequence[Key],
     layer: int,
-    bound: float,
+    contexts: Sequence[str],
     hparams: ValueHparams,
-    progress: Callable[[int, float], None] | None,
-) -> Value:
-    handle = objective.suffix.handle
-    residual = torch.zeros(handle.d_model, device=handle.device, requires_grad=True)
-    size = (bound / hparams.clamp_norm_factor) ** 2
-    adam = torch.optim.Adam([residual], lr=hparams.learning_rate)
-    losses: list[float] = []
-    clamped = False
-    for step in range(hparams.steps + 1):
-        nll, kl = _losses(objective, layer, residual)
-        losses.append(_finite(step, nll, kl))
-        if progress is not None:
-            progress(step, losses[-1])
-        if losses[-1] < hparams.stop_loss or step == hparams.steps:
-            break
-        adam.zero_grad()
-        (nll + hparams.kl_factor * kl + hparams.weight_decay * residual.norm() / size).backward()
-        adam.step()
-        clamped = _project(residual, bound) or clamped
-    return Value(
-        residual.detach().double(), tuple(losses), float(kl.detach()), math.exp(-losses[-1]), clamped
-    )
+    progress: Told | None = None,
+    *,
+    keep: Keep | None = None,
+    starts: Sequence[Tensor | None] | None = None,
+) -> tuple[Value, ...]:
+    """The values of many requests, in their order: each as `optimise_value` finds it, `facts_at_once` in one batch.
+
+    A fact leaves its batch once its own loss is below `stop_loss`. With `keep`, texts about each subject are held;
+    with `starts`, an optimisation begins at a given residual instead of zero. Errors as `optimise_value`.
+    """
+    bounds = [_bound(handle, key, layer, hparams) for key in keys]
+    found: dict[int, Value] = {}
+    with preserved(handle), torch.enable_grad():
+        for chunk in _chunks(handle, requests, hparams.facts_at_once):
+            facts = [_fact(requests[i], contexts, hparams, keep, i) for i in chunk]
+            weights = [keep.weights[i] if keep else 0.0 for i in chunk]
+            first = [starts[i] if starts else None for i in chunk]
+            descent = _Descent(hparams, [bounds[i] for i in chunk], weights)
+            values = descent.run(make_objective(handle, facts, layer), first, progress)
+            found.update(zip(chunk, values, strict=True))
+    return tuple(found[index] for index in range(len(requests)))
 
 
-def _finite(step: int, nll: Tensor, kl: Tensor) -> float:
-    """The loss as a number; raises SolveError where it is none."""
-    for name, term in (("loss", nll), ("KL term", kl)):
-        if not math.isfinite(float(term.detach())):
-            raise SolveError(
-                f"the {name} at step {step} is {float(term.detach())}; lower the learning rate or check the weights"
+def _bound(handle: ModelHandle, key: Key, layer: int, hparams: ValueHparams) -> float:
+    bound = hparams.clamp_norm_factor * float((handle.weight(layer).detach().double() @ key.k_star).norm())
+    if not bound > 0:
+        raise SolveError(f"layer {layer} answers the subject's key with {bound}; edit another layer")
+    return bound
+
+
+def _fact(
+    request: EditRequest, contexts: Sequence[str], hparams: ValueHparams, keep: Keep | None, index: int
+) -> Fact:
+    return Fact(request, tuple(contexts), hparams.kl_prompt, keep.texts[index] if keep else ())
+
+
+def _chunks(handle: ModelHandle, requests: Sequence[EditRequest], size: int) -> list[list[int]]:
+    """Request numbers in batches, those of similar length behind the subject together: padding is work for nothing."""
+    tails = [r.prompt[r.prompt.index("{}") + 2 :] + " " + r.target_new for r in requests]
+    lengths = [int(handle.encode([tail])["attention_mask"].sum()) for tail in tails]
+    order = sorted(range(len(requests)), key=lambda index: (lengths[index], index))
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+@dataclass
+class _Descent:
+    """Adam on the residuals of one batch: every fact with its own loss, bound and end."""
+
+    hparams: ValueHparams
+    bounds: list[float]
+    keep_weights: list[float]
+    losses: list[list[float]] = field(default_factory=list)
+    clamped: list[bool] = field(default_factory=list)
+    done: dict[int, Value] = field(default_factory=dict)
+
+    def run(
+        self, objective: Objective, starts: Sequence[Tensor | None], progress: Told | None
+    ) -> list[Value]:
+        """Descend until every fact is done; the values in the batch's order."""
+        handle, count = objective.suffix.handle, len(self.bounds)
+        self.losses, self.clamped = [[] for _ in range(count)], [False] * count
+        residuals = torch.zeros(count, handle.d_model, device=handle.device)
+        for row, start in zip(residuals, starts, strict=True):
+            if start is not None:
+                row.copy_(start)
+        residuals.requires_grad_(True)
+        adam = torch.optim.Adam([residuals], lr=self.hparams.learning_rate)
+        for step in range(self.hparams.steps + 1):
+            losses = objective.losses(residuals)
+            active = [index for index in range(count) if index not in self.done]
+            self._note(step, losses, active)
+            if progress is not None:
+                progress(step, sum(self.losses[i][-1] for i in active) / len(active))
+            finished = self._finish(step, losses, residuals, active)
+            if len(self.done) == count:
+                break
+            if finished:
+                objective = objective.without(finished)
+            self._step(adam, residuals, losses)
+        return [self.done[index] for index in range(count)]
+
+    def _note(self, step: int, losses: Losses, active: list[int]) -> None:
+        for index in active:
+            for name, term in (("loss", losses.nll), ("KL term", losses.kl), ("kept term", losses.kept)):
+                value = float(term[index].detach())
+                if not math.isfinite(value):
+                    raise SolveError(
+                        f"the {name} at step {step} is {value}; lower the learning rate or check the weights"
+                    )
+            self.losses[index].append(float(losses.nll[index].detach()))
+
+    def _finish(self, step: int, losses: Losses, residuals: Tensor, active: list[int]) -> list[int]:
+        last = step == self.hparams.steps
+        finished = [i for i in active if last or self.losses[i][-1] < self.hparams.stop_loss]
+        for index in finished:
+            self.done[index] = Value(
+                residual=residuals[index].detach().double().clone(),
+                losses=tuple(self.losses[index]),
+                kl_nats=float(losses.kl[index].detach()),
+                p_new=math.exp(-self.losses[index][-1]),
+                clamped=self.clamped[index],
+                kept_nats=float(losses.kept[index].detach()),
             )
-    return float(nll.detach())
+        return finished
 
+    def _step(self, adam: torch.optim.Adam, residuals: Tensor, losses: Losses) -> None:
+        """One step of every fact that is not done; Adam works entry by entry, so facts do not see each other."""
+        remaining = torch.tensor(
+            [i not in self.done for i in range(len(self.bounds))], device=residuals.device
+        )
+        sizes = torch.tensor(self.bounds, device=residuals.device) / self.hparams.clamp_norm_factor
+        weights = torch.tensor(self.keep_weights, device=residuals.device)
+        decay = self.hparams.weight_decay * residuals.norm(dim=1) / sizes**2
+        total = losses.nll + self.hparams.kl_factor * losses.kl + weights * losses.kept + decay
+        adam.zero_grad()
+        total[remaining].sum().backward()
+        adam.step()
+        self._project(residuals)
 
-def _project(residual: Tensor, bound: float) -> bool:
-    """Bring the residual back inside its bound, in place; True if it was outside."""
-    norm = float(residual.detach().norm())
-    if norm <= bound:
-        return False
-    with torch.no_grad():
-        residual.mul_(bound / norm)
-    return True
+    def _project(self, residuals: Tensor) -> None:
+        """Bring every residual back inside its bound, in place."""
+        for index, bound in enumerate(self.bounds):
+            norm = float(residuals[index].detach().norm())
+            if norm > bound and index not in self.done:
+                with torch.no_grad():
+                    residuals[index].mul_(bound / norm)
+                self.clamped[index] = True

@@ -7,7 +7,7 @@ needs the tokens before it once, and the layers below it once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,20 @@ class Suffix:
         """Hidden states after the final norm, recomputed from block `layer` on."""
         with resume(self.handle, self.layer, self.resid_pre):
             return _forward(self.handle, self.input_ids, self.full_mask, self.position_ids, self.past)
+
+    def select(self, rows: Int[Tensor, " n"]) -> Suffix:
+        """The same for some of the rows, without columns that only padding is left in."""
+        width = int(self.mask[rows].sum(1).max())
+        past = self.full_mask.shape[1] - self.input_ids.shape[1]
+        return replace(
+            self,
+            input_ids=self.input_ids[rows][:, :width],
+            mask=self.mask[rows][:, :width],
+            full_mask=self.full_mask[rows][:, : past + width],
+            position_ids=self.position_ids[rows][:, :width],
+            past=tuple((keys[rows], values[rows]) for keys, values in self.past),
+            resid_pre=self.resid_pre[rows][:, :width],
+        )
 
 
 def split_rows(

@@ -1,0 +1,137 @@
+"""Many values in one batch are the values that each fact would get alone; keeping texts keeps what the model says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from edits_helpers import CONTEXTS, LAYER, TOWER
+
+from guardedit.edits.keys import key_of, keys_of
+from guardedit.edits.objective import Fact, make_objective
+from guardedit.edits.values import Keep, Value, ValueHparams, optimise_value, optimise_values
+from guardedit.errors import BadRequestError
+from guardedit.models.handle import ModelHandle
+from guardedit.models.hooks import patch, rewrite_hook
+from guardedit.models.tokens import tokenise
+from guardedit.records import EditRequest
+
+FREE = ValueHparams(steps=15, clamp_norm_factor=50.0, stop_loss=6.0)
+REQUESTS = (
+    TOWER,
+    EditRequest(subject="Italy", prompt="The capital of {} is", target_new="the city of Paris"),
+    EditRequest(subject="Marie Curie", prompt="{} was born in", target_new="London"),
+    EditRequest(subject="Alan Turing", prompt="{} worked in the north of", target_new="France"),
+    EditRequest(subject="the song", prompt="The language of {} is", target_new="French"),
+)
+ABOUT = "The Eiffel Tower is in France and"
+
+
+def together(
+    handle: ModelHandle, hparams: ValueHparams, requests: tuple[EditRequest, ...] = REQUESTS
+) -> list[Value]:
+    return list(
+        optimise_values(
+            handle, requests, keys_of(handle, requests, LAYER, CONTEXTS), LAYER, CONTEXTS, hparams
+        )
+    )
+
+
+def alone(handle: ModelHandle, hparams: ValueHparams, request: EditRequest) -> Value:
+    return optimise_value(handle, request, key_of(handle, request, LAYER, CONTEXTS), LAYER, CONTEXTS, hparams)
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_a_batch_gives_each_fact_the_value_it_gets_alone(tiny: ModelHandle, size: int) -> None:
+    found = together(tiny, replace(FREE, facts_at_once=size))
+    for value, request in zip(found, REQUESTS, strict=True):
+        single = alone(tiny, FREE, request)
+        # Larger matrix products round otherwise in float32, and a dozen steps of Adam carry that on.
+        assert float((value.residual - single.residual).norm()) < 1e-3 * float(single.residual.norm())
+        assert value.losses == pytest.approx(single.losses, abs=1e-3)
+        assert value.clamped == single.clamped
+
+
+def test_facts_end_at_different_steps_and_each_below_its_own_limit(tiny: ModelHandle) -> None:
+    found = together(tiny, FREE)
+    lengths = {len(value.losses) for value in found}
+    assert len(lengths) > 1
+    for value in found:
+        assert all(loss >= FREE.stop_loss for loss in value.losses[:-1])
+        assert value.losses[-1] < FREE.stop_loss or len(value.losses) == FREE.steps + 1
+
+
+def test_the_order_of_the_requests_does_not_matter(tiny: ModelHandle) -> None:
+    there = together(tiny, FREE)
+    back = together(tiny, FREE, REQUESTS[::-1])[::-1]
+    for one, other in zip(there, back, strict=True):
+        assert float((one.residual - other.residual).norm()) < 1e-3 * float(one.residual.norm())
+
+
+def test_keys_in_one_batch_are_the_keys_one_by_one(tiny: ModelHandle) -> None:
+    for key, request in zip(keys_of(tiny, REQUESTS, LAYER, CONTEXTS, 4), REQUESTS, strict=True):
+        single = key_of(tiny, request, LAYER, CONTEXTS)
+        torch.testing.assert_close(key.k_star, single.k_star, atol=1e-5, rtol=1e-4)
+        assert (key.position, key.subject_starts_text) == (single.position, single.subject_starts_text)
+
+
+def test_finished_facts_leave_without_changing_the_others_losses(tiny: ModelHandle) -> None:
+    kept = ((ABOUT,), (), ("Marie Curie is a physicist",), (), ())
+    facts = [Fact(r, CONTEXTS, "{} is a", texts) for r, texts in zip(REQUESTS, kept, strict=True)]
+    whole = make_objective(tiny, facts, LAYER)
+    residuals = 0.3 * torch.randn(5, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        before, after = whole.losses(residuals), whole.without([1, 3]).losses(residuals)
+    for name in ("nll", "kl", "kept"):
+        old, new = getattr(before, name), getattr(after, name)
+        torch.testing.assert_close(new[[0, 2, 4]], old[[0, 2, 4]], atol=1e-4, rtol=1e-4)
+        assert float(new[[1, 3]].abs().max()) == 0.0
+
+
+@torch.no_grad()
+def test_the_kept_term_is_the_mean_divergence_from_the_subject_on(tiny: ModelHandle) -> None:
+    """KL(unedited ‖ edited) of whole forward passes, averaged over the positions from "Tower" on."""
+    objective = make_objective(tiny, [Fact(TOWER, ("",), "{} is a", (ABOUT,))], LAYER)
+    residual = 0.5 * torch.randn(1, 32, generator=torch.Generator().manual_seed(2))
+    ids = torch.tensor([tokenise(tiny, ABOUT).ids])
+    at = len(tokenise(tiny, "The Eiffel Tower").ids) - 1
+
+    def add(output: torch.Tensor) -> torch.Tensor:
+        where = torch.zeros(output.shape[1], 1)
+        where[at] = 1.0
+        return output + where * residual
+
+    base = tiny.model(input_ids=ids).logits[0].double().log_softmax(-1)
+    with patch(tiny, rewrite_hook(LAYER), add):
+        edited = tiny.model(input_ids=ids).logits[0].double().log_softmax(-1)
+    expected = (base.exp() * (base - edited)).sum(-1)[at:].mean()
+    assert float(objective.losses(residual).kept[0]) == pytest.approx(float(expected), rel=1e-3)
+    assert float(expected) > 1e-3
+
+
+def test_a_larger_weight_keeps_more_of_what_is_said_about_the_subject(tiny: ModelHandle) -> None:
+    kept = []
+    for weight in (0.0, 5.0):
+        keys = keys_of(tiny, [TOWER], LAYER, CONTEXTS)
+        keep = Keep(((ABOUT,),), (weight,))
+        kept.append(
+            optimise_values(tiny, [TOWER], keys, LAYER, CONTEXTS, replace(FREE, stop_loss=0.0), keep=keep)[
+                0
+            ].kept_nats
+        )
+    assert 0 < kept[1] < kept[0] / 2
+
+
+def test_a_start_is_where_the_descent_begins(tiny: ModelHandle) -> None:
+    keys = keys_of(tiny, [TOWER], LAYER, CONTEXTS)
+    found = optimise_values(tiny, [TOWER], keys, LAYER, CONTEXTS, replace(FREE, stop_loss=0.0))[0]
+    again = optimise_values(
+        tiny, [TOWER], keys, LAYER, CONTEXTS, replace(FREE, steps=0), starts=[found.residual]
+    )[0]
+    assert again.losses[0] == pytest.approx(found.losses[-1], abs=1e-5)
+
+
+def test_a_kept_text_must_be_about_the_subject(tiny_llama: ModelHandle) -> None:
+    with pytest.raises(BadRequestError, match="does not contain the subject"):
+        make_objective(tiny_llama, [Fact(TOWER, ("",), "{} is a", ("Rome is old",))], LAYER)
