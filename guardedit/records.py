@@ -126,7 +126,8 @@ class TensorChange(Record):
 
     parameter: str
     """Name in the model's state, e.g. "model.layers.5.mlp.down_proj.weight"."""
-    layer: int
+    layer: int | None
+    """The block it lies in; None for embeddings, final norm and unembedding."""
     shape: tuple[int, ...]
     dtype: str
     rank: int | None

@@ -14,6 +14,7 @@ from pipeline_helpers import FACTS, Home, Ran, World, home, request_of, world
 from safetensors.torch import load_file, save_file
 
 from guardedit.audit.versions import VersionStore
+from guardedit.editors import EDITORS
 from guardedit.models import sources
 from guardedit.models.hooks import mlp_hook
 
@@ -84,7 +85,7 @@ def test_files_that_are_not_there(home: Home, tmp_path: Path) -> None:
 
 def test_an_unknown_editor_model_edit_and_folder(home: Home, tmp_path: Path) -> None:
     asked = str(home.requests(GOOD))
-    said(home.run("plan", asked, "--editor", "mend"), 2, "'mend'", "finetune, rome")
+    said(home.run("plan", asked, "--editor", "mend"), 2, "'mend'", ", ".join(sorted(EDITORS)))
     said(
         kit.run("--home", str(home.folder), "plan", asked, "--model", "no/such/model"),
         2,

@@ -182,6 +182,6 @@ def test_a_random_edit_has_the_size_of_the_real_one_and_is_written_at_its_key(
 
 
 def test_a_random_edit_of_two_layers_is_refused(tiny_llama: ModelHandle) -> None:
-    changes = tuple(WeightChange("w", layer, Dense(torch.eye(3))) for layer in (0, 1))
+    changes = tuple(WeightChange(f"w{layer}", layer, Dense(torch.eye(3))) for layer in (0, 1))
     with pytest.raises(BadRequestError, match="has 2"):
         random_edit(EditDelta(changes, "test", {}, {}), torch.ones(3), torch.ones(3), 0)

@@ -51,7 +51,9 @@ def demo(
 def plan(
     context: typer.Context,
     requests: Annotated[Path, typer.Argument(help="YAML or JSON: one request, or a list of them.")],
-    editor: Annotated[str, typer.Option("--editor", help="rome or finetune.")] = "rome",
+    editor: Annotated[
+        str, typer.Option("--editor", help="rome, finetune, finetune-l, finetune-full or lora.")
+    ] = "rome",
     waive: WaiveOption = None,
     reason: ReasonOption = "",
     expires: Annotated[

@@ -218,7 +218,9 @@ def sae_evaluate(
 def evaluate(
     context: typer.Context,
     dataset: Annotated[Path, typer.Argument(help="A CounterFact file: .json, .jsonl or .jsonl.xz.")],
-    editor: Annotated[str, typer.Option("--editor", help="rome or finetune.")] = "rome",
+    editor: Annotated[
+        str, typer.Option("--editor", help="rome, finetune, finetune-l, finetune-full or lora.")
+    ] = "rome",
     limit: Annotated[int | None, typer.Option("--limit", help="How many cases.")] = 100,
     seed: Annotated[int, typer.Option("--seed", help="Which cases; also of sampling and bootstrap.")] = 0,
     known_only: Annotated[

@@ -127,7 +127,7 @@ def applied(handle: ModelHandle, change: Change | None) -> Iterator[None]:
 def _parameters(change: Change | None) -> tuple[str, ...]:
     """Names of the parameters that a change writes to."""
     if isinstance(change, EditDelta):
-        return tuple(part.parameter for part in change.changes)
+        return change.parameters
     return tuple(change or ())
 
 
@@ -137,7 +137,7 @@ def _check(base: BaseSide, probes: ProbeSet, saes: Mapping[str, Sae], change: Ch
             "the reference side was recorded with other probes; record it with these"
         )
     if isinstance(change, EditDelta):
-        check_layers(base, change.layers)
+        check_layers(base, (change.lowest_layer,) if change.changes else ())
     for name, sae in saes.items():
         width = base.recorded["far"][0].acts[name].shape[-1]
         if sae.hook_name != name or sae.d_in != width:
@@ -154,11 +154,17 @@ def _wanted(name: str, saes: Mapping[str, Sae]) -> Mapping[str, Sae]:
 
 
 def _integrity(handle: ModelHandle, base: BaseSide, probes: ProbeSet) -> dict[str, bool]:
-    """Yes/no facts; where one of the first two is false, the edited side was not computed from its own lower layers."""
+    """Yes/no facts; where one of the first two is false, the edited side was not computed from its own lower layers.
+
+    From layer 0 on all of it was: there the two say nothing and are left out.
+    """
+    numerics = {SAME_NUMERICS: numeric_environment(handle) == base.environment}
+    if base.layer == 0:
+        return numerics
     return {
         SAME_BYTES: below_digest(handle, base.layer) == base.below_digest,
         SAME_ACTIVATIONS: same_below(handle, base, probes.far),
-        SAME_NUMERICS: numeric_environment(handle) == base.environment,
+        **numerics,
     }
 
 

@@ -228,11 +228,12 @@ def random_edit(
     """A generic rank-one edit of the same size: random direction out, a corpus token's key in, ‖ΔW‖ as in `delta`.
 
     ΔW = c·r̂ (C⁻¹k)ᵀ/(kᵀC⁻¹k), r̂ Gaussian on the sphere, c chosen so that the Frobenius norms agree. `inverse_times_key`
-    is C⁻¹k of the layer's second moment. Raises BadRequestError unless `delta` has exactly one change.
+    is C⁻¹k of the layer's second moment. Raises BadRequestError unless `delta` changes one rewrite module only.
     """
-    if len(delta.changes) != 1:
+    if len(delta.changes) != 1 or not delta.touches_only_rewrite_modules:
         raise BadRequestError(
-            f"a norm-matched random edit needs one edited layer, this edit has {len(delta.changes)}"
+            f"a norm-matched random edit needs one edited layer, this edit has {len(delta.changes)} changes in layers "
+            f"{delta.layers}"
         )
     change = delta.changes[0]
     dense = change.update.dense()

@@ -1,13 +1,15 @@
 """Both sides of the comparison: the reference's activations (computed once, cached on disk) and the edited model's.
 
 The edited side starts at the lowest edited layer with the reference's own hidden states, so layers below are computed
-once; that they really are the same is checked on a sample and by the digest of the parameters below.
+once; that they really are the same is checked on a sample and by the digest of the parameters below. From layer 0 on
+nothing is taken over: an edit that starts there may touch the embeddings too.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +44,7 @@ class BaseSide:
     below_digest: str
     """Digest of the parameters below `layer`."""
     head: nn.Module
-    """The reference's unembedding (the module itself, not a copy)."""
+    """The reference's unembedding: the module itself, or a copy where the edit to be measured touches it."""
     head_digest: str
     probes_digest: str
     recorded: dict[str, list[Recorded]]
@@ -78,6 +80,7 @@ def base_side(
     hook_names: Sequence[str] = (),
     *,
     cache: Path | None = None,
+    changed: Collection[str] = (),
     progress: Progress | None = None,
 ) -> BaseSide:
     """Run the reference model (as `handle` is now) over all probes.
@@ -85,6 +88,8 @@ def base_side(
     `layer`: lowest layer that an edit to be measured touches. `hook_names`: hooks that SAEs watch, for one
     `saes.keys()`; those that cannot move are dropped, and without any the default places are recorded. `cache`: folder
     for the far side (`cache_folder() / "drift"`); None computes it anew. A damaged cache file is computed again.
+    `changed`: parameters that will be another version's before the measurement (a staged copy's): the unembedding is
+    copied where it is among them.
     """
     hooks = usable_hooks(handle, layer, hook_names) or monitored_hooks(handle.n_layers, layer)
     model_digest = handle.digest()
@@ -94,7 +99,7 @@ def base_side(
         for name, rows in probes.prompts.items():
             recorded[name] = list(_reference(handle, rows, layer, hooks, progress))
         believed = tuple(beliefs(handle, probes.targets))
-    head = _head(handle)
+    head = _kept_head(handle, _head(handle), changed)
     return BaseSide(
         layer=layer,
         hook_names=hooks,
@@ -146,9 +151,13 @@ def reference_head(handle: ModelHandle, base: BaseSide, changed: Collection[str]
         raise StatisticsMismatchError(
             "the reference's unembedding has changed since its side was recorded; record the reference side again"
         )
-    own = {id(parameter) for parameter in base.head.parameters()}
+    return _kept_head(handle, base.head, changed)
+
+
+def _kept_head(handle: ModelHandle, head: nn.Module, changed: Collection[str]) -> nn.Module:
+    own = {id(parameter) for parameter in head.parameters()}
     touched = any(id(handle.model.get_parameter(name)) in own for name in changed)
-    return copy.deepcopy(base.head) if touched else base.head
+    return copy.deepcopy(head) if touched else head
 
 
 def edited_head(handle: ModelHandle, base: BaseSide, reference: nn.Module) -> nn.Module:
@@ -162,7 +171,8 @@ def edited_side(
 ) -> Iterator[tuple[Batch, Recorded, Recorded]]:
     """(batch, reference, edited) for each batch of `rows`, one at a time: the edited side is never kept."""
     for index, (batch, before) in enumerate(zip(rows.batches, base.recorded[rows.name], strict=True)):
-        with resume(handle, base.layer, before.resid.to(handle.dtype)):
+        start = resume(handle, base.layer, before.resid.to(handle.dtype)) if base.layer else nullcontext()
+        with start:
             acts, hidden = _forward(handle, batch, base.hook_names)
         final = hidden[_compared(rows.name, batch[1])].float()
         yield batch, before, Recorded(before.resid, final, {name: act.float() for name, act in acts.items()})

@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from guardedit.editors.finetune import FinetuneHparams, solve_finetune
+from guardedit.editors.finetune import FinetuneHparams, FinetuneLHparams, solve_finetune
+from guardedit.editors.full_finetune import FullFinetuneHparams, solve_full_finetune
+from guardedit.editors.lora import LoraHparams, solve_lora
 from guardedit.editors.rome import RomeHparams, solve_rome
 from guardedit.edits.deltas import EditDelta
 from guardedit.edits.inputs import SolveInputs
@@ -33,5 +35,10 @@ class Editor:
 
 EDITORS: dict[str, Editor] = {
     "rome": Editor(RomeHparams, solve_rome, "one fact, one layer, rank one, in closed form"),
-    "finetune": Editor(FinetuneHparams, solve_finetune, "gradient descent on one layer; the baseline"),
+    "finetune": Editor(FinetuneHparams, solve_finetune, "FT-M: descent on one layer's matrix", joint=True),
+    "finetune-l": Editor(
+        FinetuneLHparams, solve_finetune, "FT-L: the same, no entry by more than a clamp", joint=True
+    ),
+    "finetune-full": Editor(FullFinetuneHparams, solve_full_finetune, "descent on all weights", joint=True),
+    "lora": Editor(LoraHparams, solve_lora, "low-rank adapters by peft, exported as weights", joint=True),
 }

@@ -21,9 +21,16 @@ from guardedit.models.hooks import key_hook, patch, rewrite_hook
 from guardedit.records import DeltaRecord, TensorChange, digest_of_bytes
 
 __all__ = [
-    "Dense", "EditDelta", "LowRank", "Update", "WeightChange", "decode", "encode", "post_images", "raw_bytes",
-    "record_of", "rehearsed", "require_linear", "restore", "written",
+    "Dense", "EditDelta", "LowRank", "Update", "WeightChange", "change_of", "decode", "encode", "post_images",
+    "raw_bytes", "record_of", "rehearsed", "require_linear", "restore", "written",
 ]  # fmt: skip
+
+
+def change_of(handle: ModelHandle, parameter: str, update: Update) -> WeightChange:
+    """An update of any parameter, with its place in the model."""
+    layer = handle.layer_of(parameter)
+    rewrites = layer is not None and parameter == handle.rewrite_parameter(layer)
+    return WeightChange(parameter, layer, update, rewrites)
 
 
 def post_images(handle: ModelHandle, delta: EditDelta) -> dict[str, Tensor]:
@@ -31,28 +38,42 @@ def post_images(handle: ModelHandle, delta: EditDelta) -> dict[str, Tensor]:
 
     Raises SolveError if an entry is not finite, BadRequestError if the delta was solved for another model.
     """
+    _require_fit(handle, delta)
     return {change.parameter: _post_image(handle, change) for change in delta.changes}
 
 
 def _post_image(handle: ModelHandle, change: WeightChange) -> Tensor:
-    _require_fit(handle, change)
-    weight = handle.weight(change.layer).detach()
+    weight = handle.oriented(change.parameter).detach()
     cast = (weight.double() + change.update.dense().to(weight.device)).to(weight.dtype)
     if not torch.isfinite(cast).all():
         raise SolveError(
             f"the update of {change.parameter} is not finite in {cast.dtype}; nothing was written"
         )
-    return (cast.T if handle.architecture.transposed else cast).contiguous()
+    return (cast.T if handle.is_transposed(change.parameter) else cast).contiguous()
 
 
-def _require_fit(handle: ModelHandle, change: WeightChange) -> None:
-    # A matrix of another shape might still broadcast, and another model's layer has another name.
-    expected = handle.rewrite_parameter(change.layer), tuple(handle.weight(change.layer).shape)
-    if (change.parameter, change.update.shape) != expected:
-        raise BadRequestError(
-            f"the delta changes {change.parameter} by a matrix {change.update.shape}, but layer {change.layer} of "
-            f"{handle.name} has {expected[0]} {expected[1]}: it was solved for another model"
-        )
+def _require_fit(handle: ModelHandle, delta: EditDelta) -> None:
+    """Raise BadRequestError unless every change names a parameter of the model, its place and its shape."""
+    # A tied parameter has a second name, which the model does not list: under it, it could be written twice.
+    listed = {name for name, _ in handle.model.named_parameters()}
+    for change in delta.changes:
+        name, shape = change.parameter, None
+        if change.rewrites and change.layer is not None:
+            name = handle.rewrite_parameter(change.layer)
+        if name in listed:
+            shape = tuple(handle.oriented(name).shape)
+        # A tensor of another shape might still broadcast, and another model's layer has another name.
+        if shape is None or change.update.shape != shape or not _same_place(handle, name, change):
+            raise BadRequestError(
+                f"the delta changes {change.parameter} (layer {change.layer}) by {change.update.shape}, but "
+                f"{handle.name} has {f'{name} {shape} there' if shape else 'no parameter of that name'}: it was "
+                "solved for another model"
+            )
+
+
+def _same_place(handle: ModelHandle, name: str, change: WeightChange) -> bool:
+    real = change_of(handle, name, change.update)
+    return (real.parameter, real.layer, real.rewrites) == (change.parameter, change.layer, change.rewrites)
 
 
 def raw_bytes(tensor: Tensor) -> bytes:
@@ -62,13 +83,23 @@ def raw_bytes(tensor: Tensor) -> bytes:
 
 
 def encode(delta: EditDelta) -> bytes:
-    """The update's tensors as the bytes of a safetensors file; equal deltas give equal bytes."""
+    """The updates' tensors as the bytes of a safetensors file; equal deltas give equal bytes.
+
+    Their names are `parameter|place|factor`; the place is a rewrite module's layer ("5"), the block of another
+    parameter ("block 5"), or "outside" the blocks.
+    """
     tensors = {
-        f"{change.parameter}|{change.layer}|{name}": tensor.contiguous()
+        f"{change.parameter}|{_place(change)}|{name}": tensor.contiguous()
         for change in delta.changes
         for name, tensor in change.update.tensors().items()
     }
     return save_bytes(tensors)
+
+
+def _place(change: WeightChange) -> str:
+    if change.layer is None:
+        return "outside"
+    return str(change.layer) if change.rewrites else f"block {change.layer}"
 
 
 def decode(data: bytes, record: DeltaRecord) -> EditDelta:
@@ -88,18 +119,27 @@ def decode(data: bytes, record: DeltaRecord) -> EditDelta:
 
 
 def _changes(tensors: dict[str, Tensor]) -> tuple[WeightChange, ...]:
-    factors: dict[tuple[int, str], dict[str, Tensor]] = {}
+    factors: dict[tuple[str, str], dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        parameter, layer, name = key.split("|")
-        factors.setdefault((int(layer), parameter), {})[name] = tensor
-    return tuple(
-        WeightChange(parameter, layer, _update(factors[layer, parameter]))
-        for layer, parameter in sorted(factors)
-    )
+        parameter, place, name = key.split("|")
+        factors.setdefault((parameter, place), {})[name] = tensor
+    changes = [_change(parameter, place, named) for (parameter, place), named in factors.items()]
+    # By number, those outside the blocks first: as text, layer 10 would stand before layer 9.
+    return tuple(sorted(changes, key=lambda c: (-1 if c.layer is None else c.layer, c.parameter)))
+
+
+def _change(parameter: str, place: str, named: dict[str, Tensor]) -> WeightChange:
+    update = _update(named)
+    if place == "outside":
+        return WeightChange(parameter, None, update, rewrites=False)
+    rewrites = not place.startswith("block ")
+    if rewrites and len(update.shape) != 2:
+        raise ValueError(f"the update of {parameter} is no matrix")
+    return WeightChange(parameter, int(place.removeprefix("block ")), update, rewrites)
 
 
 def _update(named: dict[str, Tensor]) -> Update:
-    if named.keys() == {"matrix"} and named["matrix"].ndim == 2:
+    if named.keys() == {"matrix"} and named["matrix"].ndim:
         return Dense(named["matrix"])
     left, right = named["left"], named["right"]
     if len(named) != 2 or left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[0]:
@@ -111,10 +151,11 @@ def record_of(
     handle: ModelHandle, delta: EditDelta, *, model_digest: str, statistics_digests: dict[str, str]
 ) -> DeltaRecord:
     """The torch-free description of a delta, with each tensor's digest before and after."""
-    images = post_images(handle, delta)
+    _require_fit(handle, delta)
     return DeltaRecord(
         editor=delta.editor,
-        changes=tuple(_change_record(handle, change, images[change.parameter]) for change in delta.changes),
+        # One image at a time: all of them would be a second model.
+        changes=tuple(_change_record(handle, c, _post_image(handle, c)) for c in delta.changes),
         file_digest=digest_of_bytes(encode(delta)),
         hparams=delta.hparams,
         model_digest=model_digest,
@@ -171,6 +212,7 @@ def written(handle: ModelHandle, delta: EditDelta) -> Iterator[ModelHandle]:
     saved = {name: handle.model.get_parameter(name).detach().clone() for name in images}
     try:
         restore(handle, images)
+        images.clear()
         yield handle
     finally:
         restore(handle, saved)
@@ -180,16 +222,24 @@ def written(handle: ModelHandle, delta: EditDelta) -> Iterator[ModelHandle]:
 def rehearsed(handle: ModelHandle, delta: EditDelta) -> Iterator[ModelHandle]:
     """The model as if edited: each rewrite module adds ΔW x to its output; no weight is written.
 
+    A delta that touches anything else is `written` for the time being: the bytes are back afterwards all the same.
     Raises BadRequestError if the delta was solved for another model, UnknownArchitectureError as `require_linear`.
     """
-    require_linear(handle)
     with ExitStack() as stack:
-        for change in delta.changes:
-            _require_fit(handle, change)
-            seen: list[Tensor] = []
-            stack.enter_context(patch(handle, key_hook(change.layer), _keep(seen)))
-            stack.enter_context(patch(handle, rewrite_hook(change.layer), _add(seen, change.update)))
+        if delta.touches_only_rewrite_modules:
+            _add_hooks(handle, delta, stack)
+        else:
+            stack.enter_context(written(handle, delta))
         yield handle
+
+
+def _add_hooks(handle: ModelHandle, delta: EditDelta, stack: ExitStack) -> None:
+    require_linear(handle)
+    _require_fit(handle, delta)
+    for layer in delta.layers:
+        seen: list[Tensor] = []
+        stack.enter_context(patch(handle, key_hook(layer), _keep(seen)))
+        stack.enter_context(patch(handle, rewrite_hook(layer), _add(seen, delta.update(layer))))
 
 
 def _keep(seen: list[Tensor]) -> Callable[[Tensor], Tensor]:

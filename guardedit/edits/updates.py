@@ -1,4 +1,8 @@
-"""Solved updates as frozen values. Matrices are `(d_out, d_in)` here, whatever the model's own layout."""
+"""Solved updates as frozen values. A linear map's matrix is `(d_out, d_in)` here, whatever the model's own layout.
+
+A change may name any parameter. Those of rewrite modules (a layer's MLP down projection) are told apart: they alone
+act on a key space, so they alone can be rehearsed by a hook and scored in closed form.
+"""
 
 from __future__ import annotations
 
@@ -45,12 +49,15 @@ class LowRank:
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """ΔW as a full matrix, for editors that are not low-rank (fine-tuning)."""
+    """ΔW in full, for editors that are not low-rank (fine-tuning).
 
-    matrix: Float[Tensor, "d_out d_in"]
+    What is no linear map (an embedding, a norm, a bias) has the parameter's own shape.
+    """
 
-    def dense(self) -> Float[Tensor, "d_out d_in"]:
-        """The update as one float64 matrix."""
+    matrix: Float[Tensor, "*shape"]
+
+    def dense(self) -> Float[Tensor, "*shape"]:
+        """The update as one float64 tensor."""
         return self.matrix.double()
 
     def move(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_out"]:
@@ -59,9 +66,9 @@ class Dense:
         return (x.to(wide) @ self.matrix.T.to(x.device, wide)).to(x.dtype)
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(d_out, d_in)."""
-        return self.matrix.shape[0], self.matrix.shape[1]
+    def shape(self) -> tuple[int, ...]:
+        """(d_out, d_in) of a linear map, else the parameter's own shape."""
+        return tuple(self.matrix.shape)
 
     @property
     def rank(self) -> int | None:
@@ -78,16 +85,23 @@ Update = LowRank | Dense
 
 @dataclass(frozen=True, eq=False)
 class WeightChange:
-    """An update of one layer's rewrite module (the MLP's down projection)."""
+    """An update of one parameter; `deltas.change_of` fills in what follows from its name."""
 
     parameter: str
-    layer: int
+    layer: int | None
+    """The block it lies in; None for embeddings, final norm and unembedding."""
     update: Update
+    rewrites: bool = True
+    """It is the layer's rewrite module (the MLP's down projection)."""
+
+    def __post_init__(self) -> None:
+        if self.rewrites and self.layer is None:
+            raise SolveError(f"{self.parameter} is called a rewrite module and lies in no layer")
 
 
 @dataclass(frozen=True, eq=False)
 class EditDelta:
-    """A solved edit: updates of one or more layers, at most one each, and how they were found."""
+    """A solved edit: updates of one or more parameters, at most one each, and how they were found."""
 
     changes: tuple[WeightChange, ...]
     editor: str
@@ -95,15 +109,36 @@ class EditDelta:
     diagnostics: dict[str, float | int | str | bool | None]
 
     def __post_init__(self) -> None:
-        layers = [change.layer for change in self.changes]
-        if len(set(layers)) < len(layers):
-            raise SolveError(f"a delta changes layers {sorted(layers)}: each may be there once; add them up")
+        if len(set(self.layers)) < len(self.layers):
+            raise SolveError(
+                f"a delta changes layers {list(self.layers)}: each may be there once; add them up"
+            )
+        twice = [name for name in self.parameters if self.parameters.count(name) > 1]
+        if twice:
+            raise SolveError(
+                f"a delta changes {twice[0]} twice: each parameter may be there once; add them up"
+            )
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of all changed parameters."""
+        return tuple(change.parameter for change in self.changes)
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Edited layers, lowest first."""
-        return tuple(sorted(change.layer for change in self.changes))
+        """Layers whose rewrite module is changed, lowest first."""
+        return tuple(sorted(c.layer for c in self.changes if c.rewrites and c.layer is not None))
+
+    @property
+    def touches_only_rewrite_modules(self) -> bool:
+        """Nothing but rewrite modules is changed: at each layer a token with key x moves by ΔW x."""
+        return all(change.rewrites for change in self.changes)
+
+    @property
+    def lowest_layer(self) -> int:
+        """The lowest block that is touched; 0, below which nothing is, with a parameter outside the blocks."""
+        return min((change.layer or 0 for change in self.changes), default=0)
 
     def update(self, layer: int) -> Update:
-        """The update of one layer; KeyError where there is none."""
-        return {change.layer: change.update for change in self.changes}[layer]
+        """The update of a layer's rewrite module; KeyError where there is none."""
+        return {change.layer: change.update for change in self.changes if change.rewrites}[layer]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +83,26 @@ class ModelHandle:
         """The rewrite module's weight as (d_out, d_in): the parameter itself, or a transposed view of it."""
         stored = self.block(layer).get_submodule(self.architecture.rewrite_module).weight
         return stored.T if self.architecture.transposed else stored  # type: ignore[return-value]
+
+    def layer_of(self, parameter: str) -> int | None:
+        """The block that a parameter lies in; None for embeddings, final norm and unembedding."""
+        prefix = f"{self.architecture.layers}."
+        return int(parameter.removeprefix(prefix).split(".", 1)[0]) if parameter.startswith(prefix) else None
+
+    def lowest_layer(self, parameters: Iterable[str]) -> int:
+        """The lowest block whose input none of the parameters can move; 0 where one lies outside the blocks."""
+        return min((self.layer_of(name) or 0 for name in parameters), default=0)
+
+    def is_transposed(self, parameter: str) -> bool:
+        """Whether a linear map's weight is stored as (d_in, d_out), as in GPT-2's Conv1D."""
+        module = self.model.get_submodule(parameter.rpartition(".")[0])
+        usual = isinstance(module, (nn.Linear, nn.Embedding))
+        return self.architecture.transposed and not usual and self.model.get_parameter(parameter).ndim == 2
+
+    def oriented(self, parameter: str) -> Tensor:
+        """A parameter as edits see it: a linear map's weight as (d_out, d_in), all else as the model stores it."""
+        stored: Tensor = self.model.get_parameter(parameter)
+        return stored.T if self.is_transposed(parameter) else stored
 
     def encode(self, texts: Sequence[str], side: str = "right") -> dict[str, Tensor]:
         """Tokenise and pad: `input_ids`, `attention_mask` (batch, seq), `offsets` (…, 2) in characters."""

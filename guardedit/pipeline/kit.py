@@ -63,8 +63,9 @@ class Kit:
         """The editor's settings; raises BadRequestError for an unknown editor or setting."""
         require_editor(editor)
         kind = EDITORS[editor].hparams
-        named = {"layer": self.layer, **self.hparams.get(editor, {}), **(overrides or {})}
         allowed = {f.name for f in fields(kind)}
+        usual = {"layer": self.layer} if "layer" in allowed else {}
+        named = {**usual, **self.hparams.get(editor, {}), **(overrides or {})}
         for name in named:
             if name not in allowed:
                 raise BadRequestError(

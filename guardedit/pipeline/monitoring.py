@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from guardedit.drift.measure import drift_cache, measure_drift
@@ -22,16 +22,16 @@ MONITOR_SIZES = ProbeSizes(subject=96, near=120, entailed=8, target=6)
 
 def monitor(workspace: Workspace, plan: Plan) -> tuple[DriftReport, DriftReport | None]:
     """Measure the staged copy: against the live version, and against the base where that is another version."""
-    layers = _lineage_layers(workspace, plan)
+    changed = _changed_in_lineage(workspace, plan)
     probes = probes_of(workspace, plan)
-    previous = reference_side(workspace, probes, min(layers))
+    previous = reference_side(workspace, probes, changed)
     with workspace.staged(plan.plan_id) as handle:
         drift = _measure(workspace, handle, previous, probes, "previous")
     del previous
     if not workspace.store.live_overrides():
         return drift, None
     with at_base(workspace):
-        base = reference_side(workspace, probes, min(layers))
+        base = reference_side(workspace, probes, changed)
     with workspace.staged(plan.plan_id) as handle:
         return drift, _measure(workspace, handle, base, probes, "base")
 
@@ -45,10 +45,19 @@ def probes_of(workspace: Workspace, plan: Plan) -> ProbeSet:
     return build_probes(handle, plan.requests, prompts, far_tokens=far_tokens, seed=seed)
 
 
-def reference_side(workspace: Workspace, probes: ProbeSet, layer: int) -> BaseSide:
-    """The loaded version's side, its control text from the cache where it was read before."""
-    hooks = tuple(workspace.kit.monitors)
-    return base_side(workspace.handle, probes, layer, hooks, cache=drift_cache(), progress=workspace.progress)
+def reference_side(workspace: Workspace, probes: ProbeSet, changed: Collection[str]) -> BaseSide:
+    """The loaded version's side, from the lowest block on that one of the `changed` parameters can move; its control
+    text comes from the cache where it was read before."""
+    handle, hooks = workspace.handle, tuple(workspace.kit.monitors)
+    return base_side(
+        handle,
+        probes,
+        handle.lowest_layer(changed),
+        hooks,
+        cache=drift_cache(),
+        changed=changed,
+        progress=workspace.progress,
+    )
 
 
 def _measure(
@@ -72,11 +81,9 @@ def _measure(
     return report
 
 
-def _lineage_layers(workspace: Workspace, plan: Plan) -> tuple[int, ...]:
-    """Layers of this plan and of every edit that is live: below the lowest of them nothing differs from the base."""
-    changed = set(workspace.store.live_overrides()) | {change.parameter for change in plan.delta.changes}
-    named = {workspace.handle.rewrite_parameter(layer): layer for layer in range(workspace.handle.n_layers)}
-    return tuple(sorted(named[parameter] for parameter in changed))
+def _changed_in_lineage(workspace: Workspace, plan: Plan) -> frozenset[str]:
+    """Parameters of this plan and of every edit that is live: all others are the base's."""
+    return frozenset(workspace.store.live_overrides()) | {change.parameter for change in plan.delta.changes}
 
 
 @contextmanager

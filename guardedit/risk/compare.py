@@ -1,9 +1,9 @@
-"""The next token after each prompt, before an edit and under it as a hook: both sides in one go."""
+"""The next token after each prompt, before an edit and rehearsed: both sides in one go."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,8 @@ from guardedit.records import Scope
 
 BATCH = 16
 """Prompts a forward pass, sorted by length."""
+REHEARSED = 8 * BATCH
+"""Prompts a rehearsal: a delta of more than rewrite modules is written for each."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,12 @@ class Compared:
 def compare(
     handle: ModelHandle, delta: EditDelta, prompts: Sequence[str], scopes: Sequence[Scope]
 ) -> list[Compared]:
-    """Each prompt's last position before and under the rehearsed delta, in the order given. Nothing is written."""
+    """Each prompt's last position before and under the rehearsed delta, in the order given. The weights are, or are
+    again, what they were."""
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
     found: dict[int, Compared] = {}
-    for start in range(0, len(order), BATCH):
-        chunk = order[start : start + BATCH]
+    for start in range(0, len(order), REHEARSED):
+        chunk = order[start : start + REHEARSED]
         before, after = _both_sides(handle, delta, [prompts[i] for i in chunk])
         if not bool(torch.isfinite(before).all() and torch.isfinite(after).all()):
             raise FloatingPointError("a next-token distribution came out as NaN or infinite")
@@ -56,17 +59,19 @@ def _both_sides(
     handle: ModelHandle, delta: EditDelta, prompts: Sequence[str]
 ) -> tuple[Float[Tensor, "n vocab"], Float[Tensor, "n vocab"]]:
     """Log-probabilities (nats, float64) at the last position, before and rehearsed."""
-    batch = handle.encode(prompts)
-    ids, mask = batch["input_ids"], batch["attention_mask"]
-    lowest = min(delta.layers)
-    name = f"blocks.{lowest}.hook_resid_pre"
-    with record(handle, [name]) as seen:
-        before = _last_logprobs(handle, ids, mask)
-    with ExitStack() as stack:
-        stack.enter_context(resume(handle, lowest, seen[name]))
-        stack.enter_context(rehearsed(handle, delta))
-        after = _last_logprobs(handle, ids, mask)
-    return before, after
+    batches = [handle.encode(prompts[start : start + BATCH]) for start in range(0, len(prompts), BATCH)]
+    name, before, entered = f"blocks.{delta.lowest_layer}.hook_resid_pre", [], []
+    for batch in batches:
+        with record(handle, [name]) as seen:
+            before.append(_last_logprobs(handle, batch["input_ids"], batch["attention_mask"]))
+        entered.append(seen[name])
+    after = []
+    with rehearsed(handle, delta):
+        for batch, resid_pre in zip(batches, entered, strict=True):
+            # At layer 0 an edit may have moved the embeddings, so nothing is taken over.
+            with resume(handle, delta.lowest_layer, resid_pre) if delta.lowest_layer else nullcontext():
+                after.append(_last_logprobs(handle, batch["input_ids"], batch["attention_mask"]))
+    return torch.cat(before), torch.cat(after)
 
 
 def _last_logprobs(

@@ -35,7 +35,12 @@ class DeltaView:
 
     @cached_property
     def update(self) -> Update:
-        """The update; raises MissingStatisticsError for a delta of another layer or of several."""
+        """The update; raises MissingStatisticsError for a delta of another layer, of several, or of other weights."""
+        if not self.delta.touches_only_rewrite_modules:
+            raise MissingStatisticsError(
+                f"the delta changes {len(self.delta.changes)} parameters, not only rewrite modules: what it does to a "
+                "key is not ΔW x"
+            )
         if self.delta.layers != (self.context.layer,):
             raise MissingStatisticsError(
                 f"the delta changes layers {self.delta.layers}, statistics are those of layer {self.context.layer}"
@@ -163,13 +168,13 @@ def leakage_explained(view: DeltaView) -> Measured:
 
 
 def delta_norm_ratio(view: DeltaView) -> Measured:
-    """‖ΔW‖ / ‖W‖ (Frobenius), the largest over the edited layers. Ratio, 0 upwards.
+    """‖ΔW‖ / ‖W‖ (Frobenius), the largest over the changed parameters. Ratio, 0 upwards.
 
     Leads among the free scores where the size of the change varies (research: 0.75 over 80 cases). Source: PRUNE, D4S.
     """
     handle = view.context.handle
     ratios = [
-        float(change.update.dense().double().norm() / handle.weight(change.layer).detach().double().norm())
+        float(change.update.dense().norm() / handle.oriented(change.parameter).detach().double().norm())
         for change in view.delta.changes
     ]
     return Measured(max(ratios, default=float("nan")), len(ratios))
