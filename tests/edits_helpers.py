@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from guardedit.edits.deltas import EditDelta, LowRank, Update, WeightChange
+from guardedit.edits.deltas import Dense, EditDelta, LowRank, Update, WeightChange, change_of
 from guardedit.models.handle import ModelHandle
 from guardedit.models.hooks import key_hook
 from guardedit.models.second_moment import SecondMoment
@@ -70,3 +70,15 @@ def twin(handle: ModelHandle, dtype: torch.dtype = torch.float32) -> ModelHandle
 def p_new(handle: ModelHandle, request: EditRequest = TOWER, context: str = "") -> float:
     """Mean log-probability in nats of a token of the new target."""
     return float(handle.token_logprobs([context + request.filled], [request.target_new])[0].mean())
+
+
+def everything(handle: ModelHandle, size: float = 0.05) -> EditDelta:
+    """A delta of every parameter: embeddings, norms, biases and attention as well as rewrite modules."""
+    changes = []
+    for seed, (name, _) in enumerate(handle.model.named_parameters()):
+        shape = handle.oriented(name).shape
+        update: Update = Dense(size * gaussian(*shape, seed=seed).float())
+        if seed % 3 == 0 and len(shape) == 2:
+            update = LowRank(size * gaussian(shape[0], 2, seed=seed), gaussian(2, shape[1], seed=seed + 1))
+        changes.append(change_of(handle, name, update))
+    return EditDelta(tuple(changes), "test", {}, {})

@@ -9,7 +9,8 @@ import pytest
 import torch
 from edits_helpers import CONTEXTS, LAYER, TOWER, p_new, twin
 
-from guardedit.editors.finetune import FinetuneHparams, solve_finetune
+from guardedit.editors.finetune import FinetuneHparams, FinetuneLHparams, solve_finetune
+from guardedit.edits import targets
 from guardedit.edits.deltas import Dense, EditDelta, encode, written
 from guardedit.edits.inputs import SolveInputs
 from guardedit.errors import BadRequestError, SolveError
@@ -77,6 +78,51 @@ def test_the_clamp_bounds_every_entry_and_is_reached(tiny: ModelHandle) -> None:
     assert largest[0] > 1e-3 and largest[1] == pytest.approx(7e-4, rel=1e-6)
 
 
+def test_ft_l_keeps_its_clamp_always(tiny: ModelHandle) -> None:
+    """Also with steps far larger than the clamp, and with a request it cannot learn under it."""
+    hparams = FinetuneLHparams(layer=LAYER, steps=10, clamp=2e-3, learning_rate=0.1)
+    delta = solve_finetune(tiny, (TOWER, LONG), hparams, SolveInputs())
+    largest = delta.update(LAYER).dense().abs().max()
+    assert delta.editor == "finetune-l" and float(largest) == pytest.approx(2e-3, rel=1e-6)
+    with written(tiny, delta):
+        moved = tiny.weight(LAYER).detach().clone()
+    assert float((moved - tiny.weight(LAYER).detach()).abs().max()) < 2e-3 + 1e-6
+    with pytest.raises(BadRequestError, match="clamp"):
+        FinetuneLHparams(clamp=None)
+
+
+@torch.no_grad()
+def test_the_published_loss_scores_every_target_token_after_the_bare_prompt(tiny: ModelHandle) -> None:
+    """Meng et al. 2022: mean over requests of the mean over the target's tokens of −log p(token | prompt)."""
+    requests, means = (TOWER, LONG), []
+    for request in requests:
+        batch = tiny.encode_pairs([request.filled], [request.target_new])
+        ids = batch["input_ids"][0][batch["target_mask"][0]]
+        prompt = batch["input_ids"][:, : -len(ids)]
+        logprobs = tiny.model(input_ids=prompt).logits[0, -1].double().log_softmax(-1)
+        means.append(-float(logprobs[ids].mean()))
+    assert len(ids) > 1
+    found = solved(tiny, requests, steps=0, score_at="prompt_end").diagnostics["loss_first_nats"]
+    assert found == pytest.approx(sum(means) / 2, abs=1e-4)
+
+
+def test_requests_beyond_one_pass_have_the_same_loss_and_step(
+    tiny: ModelHandle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = (TOWER, LONG, TOWER.model_copy(update={"target_new": "the north of Europe"}))
+    for score_at in ("own", "prompt_end"):
+        monkeypatch.setattr(targets, "ROWS", 64)
+        whole = solved(tiny, requests, contexts=CONTEXTS, steps=1, score_at=score_at)
+        monkeypatch.setattr(targets, "ROWS", 2)
+        parts = solved(tiny, requests, contexts=CONTEXTS, steps=1, score_at=score_at)
+        assert parts.diagnostics["loss_first_nats"] == pytest.approx(
+            whole.diagnostics["loss_first_nats"], abs=1e-4
+        )
+        assert parts.diagnostics["loss_last_nats"] == pytest.approx(
+            whole.diagnostics["loss_last_nats"], abs=1e-3
+        )
+
+
 def test_it_stops_at_the_first_loss_below_the_limit(tiny: ModelHandle) -> None:
     whole = solved(tiny, steps=20).diagnostics
     first, last = float(whole["loss_first_nats"] or 0), float(whole["loss_last_nats"] or 0)
@@ -120,6 +166,8 @@ BAD = {
     "steps": [-1, 1.5],
     "learning_rate": [-1.0, "5e-4"],
     "clamp": [0, -1.0, "x"],
+    "score_at": ["last", None],
+    "weight_decay": [-1.0],
     "stop_loss": [float("nan")],
 }
 
