@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from drift_helpers import CITIES, FAR, LAYER, PROMPTS, REQUEST, make_delta, make_probes, make_sae, make_saes
+from edits_helpers import everything
 
 from guardedit.drift.cache import KEPT_FILES
-from guardedit.drift.measure import base_side, measure_drift
+from guardedit.drift.measure import SAME_NUMERICS, base_side, measure_drift
 from guardedit.drift.null import BankEntry, NullBank
 from guardedit.drift.probes import ProbeSet, build_probes
 from guardedit.drift.sides import BaseSide, monitored_hooks
@@ -164,6 +165,55 @@ def test_an_edited_unembedding_is_compared_with_the_reference_unembedding(
     report = measure_drift(tiny_llama, sides[1], sides[0], make_saes(), change={name: image})
     assert value(report, "far_kl") > 1e-3
     assert value(report, "raw_shift") == 0
+
+
+def test_an_edit_of_everything_is_measured_from_the_tokens_on(tiny: ModelHandle) -> None:
+    """Written for the measurement, or staged in the same model beforehand, as the pipeline does: one result."""
+    delta = everything(tiny, 0.01)
+    probes = make_probes(tiny)
+    side = base_side(tiny, probes, delta.lowest_layer, tuple(make_saes()), changed=delta.parameters)
+    together = measured(tiny, (probes, side), delta)
+    with written(tiny, delta):
+        staged = measured(tiny, (probes, side), None)
+    assert staged.model_copy(update={"seconds": 0.0}) == together.model_copy(update={"seconds": 0.0})
+    assert value(together, "far_kl") > 0 and value(together, "raw_shift") > 0
+    assert together.integrity == {SAME_NUMERICS: True}
+    assert value(measured(tiny, (probes, side), None), "far_kl") == 0.0
+
+
+def test_moved_embeddings_are_seen_at_every_hook(tiny: ModelHandle) -> None:
+    """Taking over the reference's own input of layer 0 would hide them."""
+    (change,) = [c for c in everything(tiny).changes if c.parameter.startswith(tiny.architecture.embedding)]
+    delta = EditDelta((change,), "test", {}, {})
+    probes, side = record_base(tiny, 0)
+    report = measured(tiny, (probes, side), delta)
+    assert all(value(report, f"raw_shift_{name.replace('.', '_')}") > 0.01 for name in side.hook_names)
+    texts = probes.prompts["near"].texts
+    before = [next_logprobs(tiny, text) for text in texts]
+    with written(tiny, delta):
+        after = [next_logprobs(tiny, text) for text in texts]
+    kls = [float((b.exp() * (b - a)).sum()) for b, a in zip(before, after, strict=True)]
+    assert value(report, "near_kl") == pytest.approx(sum(kls) / len(kls), rel=1e-3)
+
+
+@torch.no_grad()
+def next_logprobs(handle: ModelHandle, text: str) -> torch.Tensor:
+    return handle.model(input_ids=handle.encode([text])["input_ids"]).logits[0, -1].double().log_softmax(-1)
+
+
+def test_a_staged_unembedding_needs_to_be_announced(tiny: ModelHandle) -> None:
+    delta = everything(tiny, 0.01)
+    sides = record_base(tiny, 0)
+    with (
+        written(tiny, delta),
+        pytest.raises(StatisticsMismatchError, match="record the reference side again"),
+    ):
+        measured(tiny, sides, None)
+
+
+def test_an_edit_of_everything_is_refused_from_a_later_layer_on(tiny: ModelHandle) -> None:
+    with pytest.raises(BadRequestError, match="layer=0"):
+        measured(tiny, record_base(tiny, LAYER), everything(tiny))
 
 
 def test_the_far_side_is_computed_once_for_all_edits_of_a_layer(

@@ -372,3 +372,22 @@ def test_what_is_recorded_reads_back_as_it_was(home: Home) -> None:
     shutil.rmtree(home.folder / "plans")
     with pytest.raises(IntegrityError, match="is gone"):
         again.read_plan(plan.plan_id)
+
+
+@pytest.mark.parametrize("editor", ["finetune-full", "lora"])
+def test_an_edit_of_many_parameters_is_committed_and_comes_back_bit_for_bit(home: Home, editor: str) -> None:
+    """And an edit of one layer on top of it, which is then compared with a base whose embeddings are others."""
+    guard = home.guard()
+    plan = guard.plan(request_of(), editor=editor, hparams={"steps": 2, "learning_rate": 1e-3})
+    assert len(plan.delta.changes) > 10
+    audit = guard.apply(plan.plan_id)
+    assert audit.outcome == "committed" and audit.drift is not None
+    assert all(audit.drift.integrity.values())
+    later = guard.plan(request_of(1))
+    found = guard.apply(later.plan_id)
+    assert found.drift_base is not None and all(found.drift_base.integrity.values())
+    kls = [report.score("far_kl") for report in (found.drift, found.drift_base) if report is not None]
+    assert [kl is not None and kl.value is not None and kl.value > 0 for kl in kls] == [True, True]
+    assert home.guard().handle.digest() == guard.store.digest()
+    guard.rollback(later.plan_id)
+    assert guard.rollback(plan.plan_id).digest_after == plan.model_digest == guard.handle.digest()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from edits_helpers import everything
 
 from guardedit.edits.deltas import EditDelta, LowRank, written
 from guardedit.edits.keys import key_of
@@ -160,6 +161,33 @@ def last_logprobs(handle: ModelHandle, prompt: str) -> torch.Tensor:
     with torch.no_grad():
         logits = handle.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     return logits[0, -1].double().log_softmax(-1)
+
+
+def test_a_delta_of_everything_is_rehearsed_and_has_no_closed_form(tiny: ModelHandle) -> None:
+    """What it does to a key is not ΔW x, so those scores are missing, which the gate takes to a person."""
+    ctx, _ = world(tiny)
+    delta, digest = everything(tiny, 0.01), tiny.digest()
+    report = measure(ctx, [TOWER], delta)
+    for score in report.scores:
+        closed = score.stage == "delta" and score.name != "delta_norm_ratio"
+        assert (score.value is None) == closed, score
+        assert not closed or "not only rewrite modules" in (score.reason or "")
+    assert report.probes and not report.tokens and not report.latents and tiny.digest() == digest
+    shown = next(probe for probe in report.probes if probe.scope == "near")
+    before = last_logprobs(tiny, shown.prompt)
+    with written(tiny, delta):
+        after = last_logprobs(tiny, shown.prompt)
+    assert shown.kl_nats == pytest.approx(float((before.exp() * (before - after)).sum()), rel=1e-3)
+
+
+def test_attention_is_rehearsed_from_its_own_block_on(tiny: ModelHandle) -> None:
+    changes = [c for c in everything(tiny, 0.05).changes if c.layer == 2 and not c.rewrites]
+    delta = EditDelta(tuple(changes), "test", {}, {})
+    (one,) = compare.compare(tiny, delta, [TOWER.filled], ["target"])
+    before = last_logprobs(tiny, TOWER.filled)
+    with written(tiny, delta):
+        after = last_logprobs(tiny, TOWER.filled)
+    assert one.kl_nats == pytest.approx(float((before.exp() * (before - after)).sum()), rel=1e-3) != 0
 
 
 def test_every_scope_has_the_prompts_asked_for(tiny_llama: ModelHandle) -> None:
