@@ -47,7 +47,7 @@ GRID: dict[str, list[dict[str, Any]]] = {
         *({"learning_rate": 5e-4, "clamp": clamp} for clamp in (1e-3, 2e-3, 5e-4)),
         {"learning_rate": 5e-4, "clamp": 2e-3, "score_at": "prompt_end", "stop_loss": 0.01},
     ],
-    "finetune": [{"learning_rate": 5e-4}],
+    "finetune": [{"learning_rate": rate} for rate in (5e-4, 1e-4, 1e-3)],
 }
 CONTROL_TOKENS = 32
 """Of one text a control domain."""
