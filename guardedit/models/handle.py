@@ -90,7 +90,7 @@ class ModelHandle:
         return int(parameter.removeprefix(prefix).split(".", 1)[0]) if parameter.startswith(prefix) else None
 
     def lowest_layer(self, parameters: Iterable[str]) -> int:
-        """The lowest block whose input none of the parameters can move; 0 where one lies outside the blocks."""
+        """The lowest block that one of the parameters lies in; 0 where one lies outside the blocks."""
         return min((self.layer_of(name) or 0 for name in parameters), default=0)
 
     def is_transposed(self, parameter: str) -> bool:
