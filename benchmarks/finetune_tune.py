@@ -153,13 +153,13 @@ def row(editor: str, setting: Mapping[str, Any], found: list[dict[str, Any]]) ->
     steps = sum(int(result.diagnostics["steps"] or 0) for result in results) / len(results)
     return "| " + " | ".join((
         editor, ", ".join(f"{name} {value}" for name, value in setting.items()), str(whole.n), *cells,
-        f"{whole.score.get('raw', 0.0):.3f}", _interval(estimate(kls, SEED, signed=True)),
+        f"{whole.score.get('raw', 0.0):.3f}", _interval(estimate(kls, SEED, signed=True), ".2g"),
         f"{math.exp(sum(ratios) / len(ratios)):.3f}", f"{steps:.1f}", f"{whole.seconds_per_edit:.1f}",
     )) + " |"  # fmt: skip
 
 
-def _interval(found: Any) -> str:
-    return "–" if found is None else f"{found.value:.3f} ({found.low:.3f}–{found.high:.3f})"
+def _interval(found: Any, form: str = ".3f") -> str:
+    return "–" if found is None else f"{found.value:{form}} ({found.low:{form}}–{found.high:{form}})"
 
 
 def main() -> None:
