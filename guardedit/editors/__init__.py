@@ -11,6 +11,7 @@ from typing import Any
 
 from guardedit.editors.finetune import FinetuneHparams, FinetuneLHparams, solve_finetune
 from guardedit.editors.full_finetune import FullFinetuneHparams, solve_full_finetune
+from guardedit.editors.guarded import GuardedHparams, solve_guarded
 from guardedit.editors.lora import LoraHparams, solve_lora
 from guardedit.editors.rome import RomeHparams, solve_rome
 from guardedit.edits.deltas import EditDelta
@@ -35,6 +36,9 @@ class Editor:
 
 EDITORS: dict[str, Editor] = {
     "rome": Editor(RomeHparams, solve_rome, "one fact, one layer, rank one, in closed form"),
+    "guarded": Editor(
+        GuardedHparams, solve_guarded, "rome with a value that leaves the rest of its subject where it is"
+    ),
     "finetune": Editor(FinetuneHparams, solve_finetune, "FT-M: descent on one layer's matrix", joint=True),
     "finetune-l": Editor(
         FinetuneLHparams, solve_finetune, "FT-L: the same, no entry by more than a clamp", joint=True

@@ -14,7 +14,7 @@ from guardedit.edits.inputs import SolveInputs
 from guardedit.edits.keys import Key, key_of
 from guardedit.edits.settings import require_contexts, require_number
 from guardedit.edits.solvers import solve
-from guardedit.edits.values import Value, ValueHparams, optimise_value
+from guardedit.edits.values import Value, ValueHparams, optimise_values
 from guardedit.errors import BadRequestError
 from guardedit.models.handle import ModelHandle, preserved
 from guardedit.models.statistics import SecondMoment
@@ -58,7 +58,9 @@ def solve_rome(
     with preserved(handle):
         contexts = hparams.contexts or sample_contexts(handle, hparams.n_prefixes, inputs.seed)
         key = key_of(handle, request, layer, contexts)
-        value = optimise_value(handle, request, key, layer, contexts, hparams, _steps(inputs, hparams))
+        value = optimise_values(
+            handle, [request], [key], layer, contexts, hparams, _steps(inputs, hparams), seed=inputs.seed
+        )[0]
     update = solve(key.k_star[:, None], value.residual[:, None], moment)
     change = WeightChange(handle.rewrite_parameter(layer), layer, update)
     return EditDelta(
@@ -86,6 +88,8 @@ def _diagnostics(key: Key, value: Value, moment: SecondMoment) -> dict[str, floa
         "loss_last_nats": value.losses[-1],
         "p_new_at_solution": value.p_new,
         "kl_nats": value.kl_nats,
+        "kept_nats": value.kept_nats,
+        "keep_weight": value.keep_weight,
         "residual_norm": float(value.residual.norm()),
         "key_leverage": float(moment.leverage(key.k_star)),
         "clamped": value.clamped,

@@ -34,7 +34,7 @@ class TrainSettings:
     k: int = 32
     samples: int = 2_400_000
     """Activations seen in all; more than the store holds means several epochs."""
-    batch_size: int = 512
+    batch_size: int = 1024
     lr: float = 1.5e-3
     init_norm: float = 0.3
     """Norm of the decoder rows at the start; small ones learn faster, but more latents die."""

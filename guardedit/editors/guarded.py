@@ -1,0 +1,31 @@
+"""Guarded: ROME's update with a value that leaves the rest of the subject where it is.
+
+The largest damage of a single ROME edit falls on other relations of the same subject: the key is the same, so whatever
+the value says there is said to every question about the subject. Here the value is the one that changes the model's own
+texts about the subject least among those that make the edit hold (`guardedit.edits.value_types.Keep`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from guardedit.editors.rome import RomeHparams, solve_rome
+from guardedit.edits.deltas import EditDelta
+from guardedit.edits.inputs import SolveInputs
+from guardedit.models.handle import ModelHandle
+from guardedit.records import EditRequest
+
+
+@dataclass(frozen=True)
+class GuardedHparams(RomeHparams):
+    """ROME's settings; texts are kept unless told otherwise."""
+
+    keep_texts: int = 8
+
+
+def solve_guarded(
+    handle: ModelHandle, requests: Sequence[EditRequest], hparams: GuardedHparams, inputs: SolveInputs
+) -> EditDelta:
+    """Solve one request; the model is left as it was. Errors as `solve_rome`."""
+    return replace(solve_rome(handle, requests, hparams, inputs), editor="guarded")
