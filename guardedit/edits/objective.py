@@ -33,6 +33,8 @@ class Fact:
     request: EditRequest
     contexts: tuple[str, ...]
     kl_prompt: str
+    rewordings: tuple[str, ...] = ()
+    """Other prompts for the same target, each with one `{}` where the subject goes."""
     kept: tuple[str, ...] = ()
     """Each contains the subject; kept from the subject's last token on."""
 
@@ -185,8 +187,12 @@ def _text_row(handle: ModelHandle, text: str, at: int, subject: str) -> tuple[li
 
 def _target_rows(handle: ModelHandle, fact: Fact, number: int) -> list[_Row]:
     prompts = [context + fact.request.filled for context in fact.contexts]
-    pairs = encode_pairs(handle, prompts, [fact.request.target_new] * len(prompts))
     spans = [subject_span(fact.request, context) for context in fact.contexts]
+    for template in fact.rewordings:
+        reworded = fact.request.model_copy(update={"prompt": template})
+        prompts.append(reworded.filled)
+        spans.append(subject_span(reworded))
+    pairs = encode_pairs(handle, prompts, [fact.request.target_new] * len(prompts))
     splits = last_token_of(pairs["offsets"], pairs["attention_mask"], spans)
     rows = []
     for index, split in enumerate(splits):

@@ -86,7 +86,7 @@ def _bound(handle: ModelHandle, key: Key, layer: int, hparams: ValueHparams) -> 
 def _fact(
     request: EditRequest, contexts: Sequence[str], hparams: ValueHparams, keep: Keep | None, index: int
 ) -> Fact:
-    return Fact(request, tuple(contexts), hparams.kl_prompt, keep.texts[index] if keep else ())
+    return Fact(request, tuple(contexts), hparams.kl_prompt, kept=keep.texts[index] if keep else ())
 
 
 def _chunks(handle: ModelHandle, requests: Sequence[EditRequest], size: int) -> list[list[int]]:
