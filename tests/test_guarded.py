@@ -50,7 +50,7 @@ def test_the_value_holds_like_rome_s_and_moves_what_is_kept_less(tiny: ModelHand
     hparams = ValueHparams(steps=150, clamp_norm_factor=50.0, stop_loss=limit)
     rome = optimise_values(tiny, [TOWER], keys, LAYER, ("",), hparams)[0]
     kept = optimise_values(tiny, [TOWER], keys, LAYER, ("",), hparams, keep=Keep(ABOUT, hold_loss=limit))[0]
-    objective = make_objective(tiny, [Fact(TOWER, ("",), hparams.kl_prompt, ABOUT[0])], LAYER)
+    objective = make_objective(tiny, [Fact(TOWER, ("",), hparams.kl_prompt, kept=ABOUT[0])], LAYER)
     with torch.no_grad():
         plain = objective.losses(rome.residual.float()[None])
         held = objective.losses(kept.residual.float()[None])

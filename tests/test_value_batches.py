@@ -78,7 +78,7 @@ def test_keys_in_one_batch_are_the_keys_one_by_one(tiny: ModelHandle) -> None:
 
 def test_finished_facts_leave_without_changing_the_others_losses(tiny: ModelHandle) -> None:
     kept = ((ABOUT,), (), ("Marie Curie is a physicist",), (), ())
-    facts = [Fact(r, CONTEXTS, "{} is a", texts) for r, texts in zip(REQUESTS, kept, strict=True)]
+    facts = [Fact(r, CONTEXTS, "{} is a", kept=texts) for r, texts in zip(REQUESTS, kept, strict=True)]
     whole = make_objective(tiny, facts, LAYER)
     residuals = 0.3 * torch.randn(5, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_finished_facts_leave_without_changing_the_others_losses(tiny: ModelHand
 @torch.no_grad()
 def test_the_kept_term_is_the_mean_divergence_from_the_subject_on(tiny: ModelHandle) -> None:
     """KL(unedited ‖ edited) of whole forward passes, averaged over the positions from "Tower" on."""
-    objective = make_objective(tiny, [Fact(TOWER, ("",), "{} is a", (ABOUT,))], LAYER)
+    objective = make_objective(tiny, [Fact(TOWER, ("",), "{} is a", kept=(ABOUT,))], LAYER)
     residual = 0.5 * torch.randn(1, 32, generator=torch.Generator().manual_seed(2))
     ids = torch.tensor([tokenise(tiny, ABOUT).ids])
     at = len(tokenise(tiny, "The Eiffel Tower").ids) - 1
@@ -121,4 +121,4 @@ def test_a_start_is_where_the_descent_begins(tiny: ModelHandle) -> None:
 
 def test_a_kept_text_must_be_about_the_subject(tiny_llama: ModelHandle) -> None:
     with pytest.raises(BadRequestError, match="does not contain the subject"):
-        make_objective(tiny_llama, [Fact(TOWER, ("",), "{} is a", ("Rome is old",))], LAYER)
+        make_objective(tiny_llama, [Fact(TOWER, ("",), "{} is a", kept=("Rome is old",))], LAYER)

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from guardedit.edits.value_descent import Descent
 from guardedit.edits.essence import essence_texts
 from guardedit.edits.keys import Key
 from guardedit.edits.objective import Fact, make_objective
+from guardedit.edits.value_descent import Descent
 from guardedit.edits.value_types import Keep, Told, Value, ValueHparams
 from guardedit.errors import SolveError
 from guardedit.models.handle import ModelHandle, preserved
