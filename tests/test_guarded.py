@@ -16,6 +16,7 @@ from guardedit.edits.essence import OPENINGS, essence_texts
 from guardedit.edits.inputs import SolveInputs
 from guardedit.edits.keys import keys_of
 from guardedit.edits.objective import Fact, make_objective
+from guardedit.edits.rewordings import rewordings
 from guardedit.edits.values import Keep, ValueHparams, optimise_values
 from guardedit.errors import BadRequestError
 from guardedit.models.handle import ModelHandle
@@ -70,7 +71,7 @@ def test_its_diagnostics_say_what_was_kept_and_how_hard(tiny_llama: ModelHandle)
     delta = guarded(tiny_llama)
     assert delta.editor == "guarded"
     assert float(delta.diagnostics["kept_nats"] or 0) > 0 and float(delta.diagnostics["keep_weight"] or 0) > 0
-    assert delta.hparams["keep_texts"] == 8
+    assert delta.hparams["keep_texts"] == 5
 
 
 def test_the_value_is_the_best_iterate_that_holds(tiny: ModelHandle) -> None:
@@ -125,8 +126,43 @@ def test_a_batch_of_guarded_values_is_each_one_s_own(tiny: ModelHandle) -> None:
 
 
 @pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("{} lies in the city of", ("{} the city of", "{}, of", "{} lies the of", "About {}: lies in the city of")),
+        ("The capital of {} is", ("The capital of {}, is", "About {}: is")),
+        ("We went to {}", ()),
+        ("The {}'s owner is", ()),
+    ],
+)  # fmt: skip
+def test_rewordings_leave_words_out_and_keep_the_blank(prompt: str, expected: tuple[str, ...]) -> None:
+    found = rewordings(prompt)
+    assert found == expected
+    assert all(text.count("{}") == 1 and text != prompt for text in found)
+
+
+def test_a_reworded_value_answers_to_the_rewordings_too(tiny: ModelHandle) -> None:
+    """Mean loss over the rewordings, from the objective: lower than that of a value that never saw them."""
+    keys = keys_of(tiny, [TOWER], LAYER, ("",))
+    objective = make_objective(tiny, [Fact(TOWER, (), "{} is a", rewordings=rewordings(TOWER.prompt))], LAYER)
+    nll = []
+    for reword in (False, True):
+        hparams = ValueHparams(steps=25, clamp_norm_factor=50.0, stop_loss=0.0, reword=reword)
+        value = optimise_values(tiny, [TOWER], keys, LAYER, ("",), hparams)[0]
+        with torch.no_grad():
+            nll.append(float(objective.losses(value.residual.float()[None]).nll[0]))
+    assert nll[1] < nll[0]
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
-    [("keep_texts", -1), ("keep_texts", 2.5), ("keep_length", 0), ("keep_weight", 0), ("hold_loss", "x")],
+    [
+        ("reword", "yes"),
+        ("keep_texts", -1),
+        ("keep_texts", 2.5),
+        ("keep_length", 0),
+        ("keep_weight", 0),
+        ("hold_loss", "x"),
+    ],
 )
 def test_a_setting_that_makes_no_sense_is_named(name: str, value: object) -> None:
     with pytest.raises(BadRequestError, match=name):

@@ -19,9 +19,11 @@ from guardedit.records import EditRequest
 
 @dataclass(frozen=True)
 class GuardedHparams(RomeHparams):
-    """ROME's settings; texts are kept unless told otherwise."""
+    """ROME's settings; texts are kept, and prompts reworded, unless told otherwise."""
 
-    keep_texts: int = 8
+    reword: bool = True
+    keep_texts: int = 5
+    keep_length: int = 6
 
 
 def solve_guarded(

@@ -28,6 +28,8 @@ class ValueHparams:
     """What the subject is shall stay; one `{}`, where the subject goes."""
     facts_at_once: int = 16
     """Facts optimised in one batch; more use more memory."""
+    reword: bool = False
+    """Also ask with shorter wordings of the prompt, so that the value is not tied to one sentence."""
     keep_texts: int = 0
     """Guarded values: texts about the subject, in the model's own words, that are kept; 0 keeps none, as published."""
     keep_length: int = 10
@@ -47,6 +49,8 @@ class ValueHparams:
         require_number(self, "clamp_norm_factor", least=0, above=True)
         for name in ("learning_rate", "kl_factor", "weight_decay", "stop_loss"):
             require_number(self, name, least=0)
+        if not isinstance(self.reword, bool):
+            raise BadRequestError(f"reword is {self.reword!r}; it must be true or false")
         if not isinstance(self.kl_prompt, str) or self.kl_prompt.count("{}") != 1:
             raise BadRequestError(f"kl_prompt is {self.kl_prompt!r}; it needs exactly one `{{}}`")
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from guardedit.edits.essence import essence_texts
 from guardedit.edits.keys import Key
 from guardedit.edits.objective import Fact, make_objective
+from guardedit.edits.rewordings import rewordings
 from guardedit.edits.value_descent import Descent
 from guardedit.edits.value_types import Keep, Told, Value, ValueHparams
 from guardedit.errors import SolveError
@@ -86,7 +87,13 @@ def _bound(handle: ModelHandle, key: Key, layer: int, hparams: ValueHparams) -> 
 def _fact(
     request: EditRequest, contexts: Sequence[str], hparams: ValueHparams, keep: Keep | None, index: int
 ) -> Fact:
-    return Fact(request, tuple(contexts), hparams.kl_prompt, kept=keep.texts[index] if keep else ())
+    return Fact(
+        request,
+        tuple(contexts),
+        hparams.kl_prompt,
+        rewordings=rewordings(request.prompt) if hparams.reword else (),
+        kept=keep.texts[index] if keep else (),
+    )
 
 
 def _chunks(handle: ModelHandle, requests: Sequence[EditRequest], size: int) -> list[list[int]]:
