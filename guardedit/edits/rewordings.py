@@ -10,7 +10,8 @@ from __future__ import annotations
 def rewordings(prompt: str) -> tuple[str, ...]:
     """Up to four prompts made of the words behind the `{}` of `prompt`, each with one `{}`; none where nothing follows.
 
-    The second half of the words, the last word alone, every second word counted from the last, and all of them behind "About {}:".
+    The second half of the words, the last word alone, every second word counted from the last, and all of them behind
+    "About {}:".
     """
     at = prompt.index("{}") + 2
     head, words = prompt[:at], prompt[at:].split()
