@@ -23,13 +23,18 @@ class Estimate(Record):
 
 
 def estimate(
-    values: Sequence[float | None], seed: int, resamples: int = RESAMPLES, *, signed: bool = False
+    values: Sequence[float | None],
+    seed: int,
+    resamples: int = RESAMPLES,
+    *,
+    signed: bool = False,
+    share: bool = True,
 ) -> Estimate | None:
     """Mean of the values that are there, with the percentile bootstrap's 95 % interval; None where there are none.
 
     Where every case gives the same 0 or the same 1, resampling shows no spread at all; the interval then ends at the
     exact (Clopper-Pearson) bound for n cases without a single exception, 1 − 0.025^(1/n) away. Values of a `signed`
-    difference could have gone either way, so there both ends move.
+    difference could have gone either way, so there both ends move. What is no `share` has no such bound.
     """
     known = np.array([value for value in values if value is not None], dtype=np.float64)
     if not len(known):
@@ -37,9 +42,9 @@ def estimate(
     mean = float(known.mean())
     low, high = (float(bound) for bound in np.percentile(_means(known, seed, resamples), (2.5, 97.5)))
     reach = 1 - 0.025 ** (1 / len(known))
-    if (known == 1).all():
+    if share and (known == 1).all():
         low = 1 - reach
-    elif (known == 0).all():
+    elif share and (known == 0).all():
         low, high = (-reach if signed else 0.0), reach
     # Rounding in the resampled sums must not put the mean outside its own interval.
     return Estimate(value=mean, low=min(low, mean), high=max(high, mean), n=len(known))

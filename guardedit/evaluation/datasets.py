@@ -1,9 +1,9 @@
-"""Evaluate an editor on a data file with the kit of a workspace: what `guardedit evaluate DATASET` calls."""
+"""Evaluate a method on a data file with the kit of a workspace: what `guardedit evaluate DATASET` calls."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,55 @@ from guardedit.editors import EDITORS
 from guardedit.edits.contexts import sample_contexts
 from guardedit.edits.deltas import EditDelta
 from guardedit.edits.inputs import SolveInputs
+from guardedit.errors import BadRequestError
+from guardedit.evaluation.ability import ITEMS, battery, measure
+from guardedit.evaluation.bootstrap import Estimate
+from guardedit.evaluation.cases import CaseSet
+from guardedit.evaluation.extras import WholeModel, extras_named, filled
+from guardedit.evaluation.far import FAR_TOKENS, FarText
+from guardedit.evaluation.filling import with_old_answers
+from guardedit.evaluation.measuring import as_it_is
+from guardedit.evaluation.methods import IN_CONTEXT, Solve, state_in_context
+from guardedit.evaluation.protocol import Protocol
 from guardedit.evaluation.readers import choose, read_cases, with_neighbours
-from guardedit.evaluation.run import Job, Progress, Solve, evaluate, select
-from guardedit.evaluation.summary import Evaluation
+from guardedit.evaluation.run import Job, Progress, Selection, evaluate, select
+from guardedit.evaluation.summary import Evaluation, Point, item_figures
 from guardedit.models.handle import ModelHandle
 from guardedit.pipeline.workspace import Workspace
-from guardedit.records import EditRequest
+from guardedit.records import EditRequest, digest_of_bytes
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What is looked at beside the record's own prompts."""
+
+    extras: tuple[str, ...] = ()
+    """Names of `guardedit.evaluation.extras.EXTRAS`, or "all"."""
+    far_tokens: int = FAR_TOKENS
+    ability_items: int = ITEMS
+    blimp: Path | None = None
+    """Minimal pairs, for `ability`."""
+    text: Path | None = None
+    """Held-out text, for `ability`."""
+
+    def whole(self, handle: ModelHandle, extras: Sequence[str], seed: int) -> WholeModel | None:
+        """What is measured of the model as a whole; None for nothing."""
+        far = FarText.of(handle, self.far_tokens, seed) if "far" in extras else None
+        asked = None
+        if "ability" in extras:
+            asked = battery(handle, n=self.ability_items, seed=seed, blimp=self.blimp, text=self.text)
+        return WholeModel(handle, far, asked) if far or asked else None
+
+    def about(self, whole: WholeModel | None) -> dict[str, Any]:
+        """What the figures of the whole model rest on."""
+        found: dict[str, Any] = {}
+        if whole is not None and whole.far_text is not None:
+            found["far_text_digest"] = whole.far_text.rows.digest
+        if whole is not None and whole.battery is not None:
+            files = {"minimal_pairs": self.blimp, "held_out_text": self.text}
+            named = {name: digest_of_bytes(path.read_bytes()) for name, path in files.items() if path}
+            found["ability"] = {"items": self.ability_items, **named}
+        return found
 
 
 def evaluate_dataset(
@@ -30,36 +73,107 @@ def evaluate_dataset(
     split: str | None = None,
     variants: tuple[str, ...] = ("raw",),
     neighbours: int = 0,
+    protocols: Sequence[Protocol] = (Protocol(),),
+    asking: Asking | None = None,
     hparams: Mapping[str, Any] | None = None,
     state: Path | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Edit `limit` cases of the file one at a time on the workspace's live model; the model is left as it was.
+    """Edit `limit` cases of the file on the workspace's live model, alone unless `protocols` say otherwise; the model
+    is left as it was.
+
+    Of several protocols (batches of 1, 10, 100) the last one gives the figures, and all of them the curve.
 
     `seed` decides which cases are drawn, the editor's sampling and the bootstrap. `neighbours` fills each case's
     neighborhood up to that number from the same split (see `with_neighbours`). `state` makes the run resumable.
-    Nothing goes into the ledger: no version is staged.
+    `editor` is one of EDITORS, or "in-context" for the baseline that edits nothing and states the facts in every
+    prompt. Nothing goes into the ledger: no version is staged.
     """
+    handle, asking = workspace.handle, asking or Asking()
+    extras = extras_named(asking.extras)
+    job = _job(workspace, editor, seed, hparams)
     case_set = read_cases(path, split)
-    settings = workspace.kit.settings(editor, hparams)
-    cases = choose(case_set.cases, seed)
-    chosen = select(workspace.handle, cases, limit=limit, known_only=known_only, progress=progress)
-    if neighbours:
-        # From the same split only: another split's facts are not to be looked at, not even as neighbours.
-        chosen = replace(chosen, cases=tuple(with_neighbours(chosen.cases, neighbours, case_set.cases, seed)))
-    settings = with_contexts(workspace.handle, settings, seed)
-    job = Job(
-        editor=editor,
-        solve=bind(editor, settings, SolveInputs(workspace.kit.second_moments, seed, workspace.kit.saes)),
-        hparams=plain(settings),
+    chosen = select(
+        handle, choose(case_set.cases, seed), limit=limit, known_only=known_only, progress=progress
+    )
+    chosen = _prepared(handle, chosen, case_set, neighbours, seed, extras, progress)
+    whole = asking.whole(handle, extras, seed)
+    job = replace(
+        job,
         dataset=case_set.name if split is None else f"{case_set.name}, split {split}",
         dataset_digest=case_set.digest,
-        seed=seed,
         variants=variants,
+        extras=extras,
+        whole=whole,
+        whole_about=asking.about(whole),
     )
-    found = evaluate(workspace.handle, chosen, job, state=state, progress=progress)
+    found = _under(handle, chosen, job, protocols, state, progress)
     extra = {"known_only": known_only, "neighbours": neighbours, "left_out": len(case_set.left_out)}
     return found.model_copy(update={"about": {**found.about, **extra}})
+
+
+def _under(
+    handle: ModelHandle,
+    chosen: Selection,
+    job: Job,
+    protocols: Sequence[Protocol],
+    state: Path | None,
+    progress: Progress | None,
+) -> Evaluation:
+    """The last protocol's outcome, with every protocol's points on its curve."""
+    if not protocols:
+        raise BadRequestError("no protocol was named: give one, for example Protocol(batch=10)")
+    points: dict[int, Point] = {}
+    for protocol in protocols:
+        own = (
+            state
+            if state is None or len(protocols) == 1
+            else state.with_name(f"{protocol.name}-{state.name}")
+        )
+        found = evaluate(handle, chosen, replace(job, protocol=protocol), state=own, progress=progress)
+        points |= {point.edits: point for point in found.curve}
+    return found.model_copy(update={"curve": tuple(points[edits] for edits in sorted(points))})
+
+
+def measure_ability(workspace: Workspace, asking: Asking, seed: int = 0) -> dict[str, Estimate | None]:
+    """Arithmetic, syllogisms, minimal pairs, held-out text on the live model, edited or not; intervals over items."""
+    asked = battery(workspace.handle, n=asking.ability_items, seed=seed, blimp=asking.blimp, text=asking.text)
+    return item_figures(measure(workspace.handle, asked, as_it_is), seed)
+
+
+def _prepared(
+    handle: ModelHandle,
+    chosen: Selection,
+    case_set: CaseSet,
+    neighbours: int,
+    seed: int,
+    extras: Sequence[str],
+    progress: Progress | None,
+) -> Selection:
+    """The chosen cases with everything filled in that their records leave open."""
+    cases = with_old_answers(handle, chosen.cases)
+    if neighbours:
+        # From the same split only: another split's facts are not to be looked at, not even as neighbours.
+        cases = with_neighbours(cases, neighbours, case_set.cases, seed)
+    return replace(chosen, cases=tuple(filled(handle, cases, extras, progress)))
+
+
+def _job(workspace: Workspace, editor: str, seed: int, hparams: Mapping[str, Any] | None) -> Job:
+    """The method with its settings bound."""
+    if editor == IN_CONTEXT:
+        if hparams:
+            raise BadRequestError(f"{IN_CONTEXT} has no settings; it edits nothing")
+        return Job(editor=editor, solve=state_in_context, seed=seed, joint=True)
+    settings = with_contexts(workspace.handle, workspace.kit.settings(editor, hparams), seed)
+    inputs = SolveInputs(workspace.kit.second_moments, seed, workspace.kit.saes)
+    return Job(
+        editor=editor,
+        solve=bind(editor, settings, inputs),
+        hparams=plain(settings),
+        seed=seed,
+        joint=EDITORS[editor].joint,
+        solve_after=lambda earlier: bind(editor, settings, replace(inputs, earlier=earlier)),
+    )
 
 
 def bind(editor: str, settings: Any, inputs: SolveInputs) -> Solve:

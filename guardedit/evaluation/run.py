@@ -1,7 +1,7 @@
-"""Edit many facts one at a time, each on the unedited model, and measure what became of them and their neighbours.
+"""Edit many facts, alone, in batches or in sequence, and measure what became of them and their neighbours.
 
-Base metrics, edit written into the weights, metrics, old bytes back: the model is the same after every case, and that
-is checked at the end. Results go to a state file as they come, so a run can be interrupted and taken up again.
+Base metrics, edits written into the weights, metrics, old bytes back: the model is the same after every group of cases,
+and that is checked at the end. Results go to a state file as they come, so a run can be interrupted and taken up again.
 """
 
 from __future__ import annotations
@@ -12,29 +12,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from guardedit.edits.deltas import EditDelta, written
-from guardedit.errors import BadRequestError, IntegrityError, SolveError
-from guardedit.evaluation.metrics import KINDS, CaseScores, PromptScore
-from guardedit.evaluation.readers import EvalCase
-from guardedit.evaluation.scoring import Layout, TargetScore, lay_out, score, score_pairs
-from guardedit.evaluation.state import CaseResult, StateFile
+from guardedit.errors import BadRequestError, IntegrityError
+from guardedit.evaluation.asking import VARIANTS
+from guardedit.evaluation.cases import EvalCase
+from guardedit.evaluation.measuring import Probing
+from guardedit.evaluation.methods import Solve
+from guardedit.evaluation.protocol import Protocol
+from guardedit.evaluation.scoring import score_pairs
+from guardedit.evaluation.solved import DeltaShelf
+from guardedit.evaluation.state import CaseResult, Key, StateFile
+from guardedit.evaluation.stepping import Group, Keep, Whole, measure_group
 from guardedit.evaluation.summary import Evaluation, summarise
-from guardedit.executors import Executor, LocalExecutor
+from guardedit.executors import Executor, LocalExecutor, split
 from guardedit.models.handle import ModelHandle
 from guardedit.records import EditRequest, digest_of
 
-Solve = Callable[[ModelHandle, tuple[EditRequest, ...]], EditDelta]
-"""An editor with its settings, second moments and seed bound: solves, writes nothing."""
+__all__ = [
+    "VARIANTS", "Job", "Progress", "Protocol", "Selection", "Solve", "evaluate", "measure_case", "select",
+]  # fmt: skip
+
 Progress = Callable[[str, int, int], None]
 """Called with (what, cases done, cases in all)."""
-
-VARIANTS: dict[str, Callable[[ModelHandle, str], str]] = {
-    "raw": lambda handle, prompt: prompt,
-    "chat": lambda handle, prompt: handle.chat(prompt) + prompt,
-    "chat-bare": lambda handle, prompt: handle.chat(prompt),
-}
-"""How a stem is put to the model: as it is; as a user's message whose sentence the assistant has begun to repeat, so
-that the target is its continuation; as a user's message, the target being the whole answer."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,44 @@ class Job:
     variants: tuple[str, ...] = ("raw",)
     """The first one is the headline."""
     batch_size: int = 32
+    """Rows a forward pass."""
+    protocol: Protocol = field(default_factory=Protocol)
+    joint: bool = False
+    """`solve` takes many requests at once."""
+    solve_after: Callable[[tuple[EditRequest, ...]], Solve] | None = None
+    """`solve` for a model in which these facts are edited already; without it, `solve` is not told of them."""
+    extras: tuple[str, ...] = ()
+    """Names of `EXTRAS` that are measured; the cases must hold the prompts for them."""
+    whole: Whole | None = None
+    """Figures of the model as a whole."""
+    whole_about: Mapping[str, Any] = field(default_factory=dict)
+    """What those figures rest on, for the record."""
+
+    def probing(self, cases: Sequence[EvalCase]) -> Probing:
+        """What every case is asked."""
+        return Probing(
+            variants=self.variants,
+            generated="generated" in self.extras,
+            free_text="fluency" in self.extras,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            corpus=tuple(sorted({text for case in cases for text in case.references})),
+        )
+
+    def group(self, number: int, steps: Sequence[Sequence[EvalCase]], cases: Sequence[EvalCase]) -> Group:
+        """Cases that end up in one model."""
+        return Group(
+            number=number,
+            steps=steps,
+            solve_after=self._solver_after,
+            joint=self.joint,
+            probing=self.probing(cases),
+            protocol=self.protocol,
+            whole=self.whole,
+        )
+
+    def _solver_after(self, earlier: tuple[EditRequest, ...]) -> Solve:
+        return self.solve_after(earlier) if self.solve_after is not None and earlier else self.solve
 
 
 def select(
@@ -71,7 +107,8 @@ def select(
 ) -> Selection:
     """The first `limit` cases in the order given; `known_only` takes those whose true object the model says by itself.
 
-    Known means that greedy decoding of the prompt begins with `target_true`; P(true) > P(new) would not be enough.
+    Known means that greedy decoding of the prompt begins with `target_true`; P(true) > P(new) would not be enough. A
+    case with several edits is known if all of their facts are; one without an old answer on record never is.
     """
     taken: list[EvalCase] = []
     seen = 0
@@ -100,8 +137,9 @@ def evaluate(
 ) -> Evaluation:
     """Edit and measure every case of the selection; see the module's head.
 
-    Raises BadRequestError for no cases or an unknown variant, StaleError where `state` belongs to another run, and
-    IntegrityError if the model is not what it was at the end. A case that cannot be solved is recorded and counted.
+    Raises BadRequestError for no cases, an unknown variant or a batch for a method that takes one fact at a time,
+    StaleError where `state` belongs to another run, and IntegrityError if the model is not what it was at the end. A
+    case that cannot be solved is recorded and counted.
     """
     chosen = selection if isinstance(selection, Selection) else Selection(tuple(selection), len(selection))
     _check(chosen, job)
@@ -109,82 +147,60 @@ def evaluate(
     about = _about(handle, chosen, job, before)
     memory = StateFile(state, about) if state is not None else None
     done = memory.load() if memory is not None else {}
-    todo = [case for case in chosen.cases if case.case_id not in done]
-    for result in (executor or LocalExecutor()).map(lambda case: measure_case(handle, case, job), todo):
-        done[result.case_id] = result
-        if memory is not None:
-            memory.append(result)
-        if progress is not None:
-            progress("editing", len(done), len(chosen.cases))
+    shelf = _shelf(state, about, job)
+    groups = [job.group(i, steps, chosen.cases) for i, steps in enumerate(job.protocol.groups(chosen.cases))]
+    wanted = sum(len(group.due()) for group in groups)
+    keep = _keeper(done, memory, wanted, progress)
+    for _ in (executor or LocalExecutor()).map(
+        lambda group: measure_group(handle, group, done, keep, shelf), groups
+    ):
+        pass
     if handle.digest() != before:
         raise IntegrityError(
             f"{handle.name} is not the model that the evaluation began with; no figure is reported"
         )
-    results = [done[case.case_id] for case in chosen.cases]
+    results = [done[key] for group in groups for key in group.due()]
     seconds = time.perf_counter() - started
     return summarise(results, about=about, n_seen=chosen.n_seen, seconds=seconds, seed=job.seed)
 
 
 def measure_case(handle: ModelHandle, case: EvalCase, job: Job) -> CaseResult:
-    """One case: scores, edit, scores, edit taken back. The editor sees the request without its evaluation prompts."""
-    layout, index = _layout(handle, case, job)
-    before = _arrange(score(handle, layout), index)
-    started = time.perf_counter()
-    try:
-        delta = job.solve(handle, (case.request,))
-        seconds = time.perf_counter() - started
-        with written(handle, delta):
-            after = _arrange(score(handle, layout), index)
-    except SolveError as error:
-        seconds = time.perf_counter() - started
-        return CaseResult(case_id=case.case_id, before=before, after=None, seconds=seconds, error=str(error))
-    return CaseResult(
-        case_id=case.case_id, before=before, after=after, seconds=seconds, diagnostics=dict(delta.diagnostics)
-    )
+    """One case alone: scores, edit, scores, edit taken back. The editor does not see the evaluation prompts."""
+    found: list[CaseResult] = []
+    measure_group(handle, job.group(0, [[case]], [case]), {}, found.append)
+    return found[0]
 
 
-Index = list[tuple[str, str]]
-"""(variant, kind) of each prompt, in the order in which they are scored."""
+def _keeper(
+    done: dict[Key, CaseResult], memory: StateFile | None, wanted: int, progress: Progress | None
+) -> Keep:
+    def keep(result: CaseResult) -> None:
+        done[(result.case_id, result.edits)] = result
+        if memory is not None:
+            memory.append(result)
+        if progress is not None:
+            progress("editing", len(done), wanted)
+
+    return keep
 
 
-def _layout(handle: ModelHandle, case: EvalCase, job: Job) -> tuple[Layout, Index]:
-    """Every prompt of the case in every variant, each with its new and its true target."""
-    prompts = {
-        "rewrite": (case.request.filled,),
-        "paraphrase": case.paraphrases,
-        "neighborhood": case.neighborhood,
-        "distractor_neighborhood": case.distractors,
-    }
-    asked = [(variant, kind, stem) for variant in job.variants for kind in KINDS for stem in prompts[kind]]
-    texts = [VARIANTS[variant](handle, stem) for variant, _, stem in asked]
-    targets = (case.request.target_new, case.target_true)
-    layout = lay_out(handle, [(text, target) for text in texts for target in targets], job.batch_size)
-    return layout, [(variant, kind) for variant, kind, _ in asked]
-
-
-def _arrange(scores: Sequence[TargetScore], index: Index) -> dict[str, CaseScores]:
-    """The flat list of scores, two a prompt, back into variants and kinds."""
-    found: dict[str, dict[str, list[PromptScore]]] = {variant: {} for variant, _ in index}
-    for at, (variant, kind) in enumerate(index):
-        pair = PromptScore(new=scores[2 * at], true=scores[2 * at + 1])
-        found[variant].setdefault(kind, []).append(pair)
-    return {variant: CaseScores.model_validate(kinds) for variant, kinds in found.items()}
+def _shelf(state: Path | None, about: dict[str, Any], job: Job) -> DeltaShelf | None:
+    """Where solved edits of a sequence are kept: an edit alone is measured as soon as it is solved."""
+    if state is None or job.protocol.steps == 1:
+        return None
+    return DeltaShelf(state.with_name(f"{state.name}.deltas"), digest_of(about))
 
 
 def _known(handle: ModelHandle, cases: Sequence[EvalCase]) -> list[bool]:
-    scores = score_pairs(handle, [(case.request.filled, case.target_true) for case in cases])
-    return [found.greedy for found in scores]
+    """Every fact of the case is what greedy decoding says."""
+    scored = [request for case in cases for request in case.requests if request.target_true is not None]
+    scores = score_pairs(handle, [(request.filled, request.target_true or "") for request in scored])
+    said = {request: found.greedy for request, found in zip(scored, scores, strict=True)}
+    return [all(said.get(request, False) for request in case.requests) for case in cases]
 
 
-def _blocks(cases: Iterable[EvalCase], size: int) -> Iterable[list[EvalCase]]:
-    block: list[EvalCase] = []
-    for case in cases:
-        block.append(case)
-        if len(block) == size:
-            yield block
-            block = []
-    if block:
-        yield block
+def _blocks(cases: Iterable[EvalCase], size: int) -> Sequence[Sequence[EvalCase]]:
+    return split(list(cases), size)
 
 
 def _check(selection: Selection, job: Job) -> None:
@@ -195,6 +211,11 @@ def _check(selection: Selection, job: Job) -> None:
     unknown = [name for name in job.variants if name not in VARIANTS]
     if unknown or not job.variants:
         raise BadRequestError(f"variants {unknown or 'none'}: choose from {', '.join(VARIANTS)}")
+    if job.protocol.batch > 1 and not job.joint:
+        raise BadRequestError(
+            f"{job.editor} takes one fact at a time, so there is no batch of {job.protocol.batch}; "
+            f"use --sequence {job.protocol.batch} to have each on top of the one before"
+        )
     ids = [case.case_id for case in selection.cases]
     twice = sorted({case_id for case_id in ids if ids.count(case_id) > 1}) if len(set(ids)) < len(ids) else []
     if twice:
@@ -213,4 +234,7 @@ def _about(handle: ModelHandle, selection: Selection, job: Job, model_digest: st
         "cases_digest": digest_of([case.model_dump(mode="json") for case in selection.cases]),
         "prompts": list(job.variants),
         "editor_seed": job.seed,
+        "edits": {"batch": job.protocol.batch, "sequence": job.protocol.sequence},
+        "measured": list(job.extras),
+        **job.whole_about,
     }

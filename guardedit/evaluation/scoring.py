@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from guardedit.models import tokens
@@ -29,6 +30,8 @@ class TargetScore(Record):
     """Mean log-probability of its tokens, in nats; None where that is not a finite number."""
     greedy: bool
     """Every token of it is the model's most likely one: greedy decoding would begin with this target."""
+    matched: float | None = None
+    """Share of its tokens that are the model's most likely ones, each after the right ones before it."""
 
     @property
     def probability(self) -> float | None:
@@ -49,11 +52,13 @@ class _Target:
 
 @dataclass(frozen=True)
 class Layout:
-    """Rows to run, in batches, and where to read each pair's answer."""
+    """Rows to run, in batches, and where to read each pair's answer and each prompt's end."""
 
     batches: tuple[tuple[int, ...], ...]
     rows: tuple[tuple[int, ...], ...]
     targets: tuple[_Target, ...]
+    ends: tuple[tuple[int, int], ...] = ()
+    """(row, position) of each prompt's last token."""
 
     @property
     def n_tokens(self) -> int:
@@ -61,23 +66,50 @@ class Layout:
         return sum(len(row) for row in self.rows)
 
 
-def lay_out(handle: ModelHandle, pairs: Sequence[Pair], batch_size: int = 32) -> Layout:
-    """Tokenise the pairs and arrange them into few rows; see the module's head."""
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """What one run of a layout gives."""
+
+    targets: tuple[TargetScore, ...]
+    """In the order of the pairs."""
+    ends: Float[Tensor, "n d_model"]
+    """Final hidden state at each prompt's end, from which its next-token distribution follows."""
+
+
+def lay_out(
+    handle: ModelHandle, pairs: Sequence[Pair], batch_size: int = 32, ends: Sequence[str] = ()
+) -> Layout:
+    """Tokenise the pairs, and the prompts whose `ends` are wanted, into few rows; see the module's head."""
     wanted = [_split(handle, prompt, target) for prompt, target in pairs]
-    rows, carrier = _merge({row for row, _, _ in wanted})
+    bare = [tuple(tokens.tokenise(handle, prompt).ids) for prompt in ends]
+    rows, carrier = _merge({row for row, _, _ in wanted} | set(bare))
     targets = tuple(_Target(carrier[row], first, ids) for row, first, ids in wanted)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     batches = tuple(tuple(order[at : at + batch_size]) for at in range(0, len(order), batch_size))
-    return Layout(batches, tuple(rows), targets)
+    return Layout(batches, tuple(rows), targets, tuple((carrier[row], len(row) - 1) for row in bare))
+
+
+def run(handle: ModelHandle, layout: Layout) -> Scored:
+    """Run the layout once; the model is left as it was."""
+    found: dict[int, TargetScore] = {}
+    ends: dict[int, Tensor] = {}
+    with preserved(handle), torch.no_grad():
+        for batch in layout.batches:
+            hidden, local = _hidden(handle, layout, batch)
+            found.update(_score_batch(handle, layout, hidden, local))
+            ends |= {
+                index: hidden[local[row], at] for index, (row, at) in enumerate(layout.ends) if row in local
+            }
+    states = [ends[index] for index in range(len(layout.ends))]
+    empty = torch.empty(0, handle.d_model, device=handle.device)
+    return Scored(
+        tuple(found[index] for index in range(len(layout.targets))), torch.stack(states) if states else empty
+    )
 
 
 def score(handle: ModelHandle, layout: Layout) -> list[TargetScore]:
     """Score every pair of the layout, in the order in which they were given; the model is left as it was."""
-    found: dict[int, TargetScore] = {}
-    with preserved(handle), torch.no_grad():
-        for batch in layout.batches:
-            found.update(_score_batch(handle, layout, batch))
-    return [found[index] for index in range(len(layout.targets))]
+    return list(run(handle, layout).targets)
 
 
 def score_pairs(handle: ModelHandle, pairs: Sequence[Pair], batch_size: int = 32) -> list[TargetScore]:
@@ -105,12 +137,18 @@ def _merge(rows: set[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], dict[tupl
     return kept, carrier
 
 
-def _score_batch(handle: ModelHandle, layout: Layout, batch: tuple[int, ...]) -> dict[int, TargetScore]:
-    """Pair index -> score, for the pairs that are read from this batch's rows."""
+def _hidden(handle: ModelHandle, layout: Layout, batch: tuple[int, ...]) -> tuple[Tensor, dict[int, int]]:
+    """Final hidden states of one batch of rows, and row -> place in it."""
     rows = [tokens.Tokens(list(layout.rows[i]), [(0, 0)] * len(layout.rows[i])) for i in batch]
     padded = tokens.pad(handle, rows)
     hidden = handle.hidden(padded["input_ids"], padded["attention_mask"])
-    local = {row: at for at, row in enumerate(batch)}
+    return hidden, {row: at for at, row in enumerate(batch)}
+
+
+def _score_batch(
+    handle: ModelHandle, layout: Layout, hidden: Tensor, local: dict[int, int]
+) -> dict[int, TargetScore]:
+    """Pair index -> score, for the pairs that are read from this batch's rows."""
     mine = [(index, target) for index, target in enumerate(layout.targets) if target.row in local]
     needed = torch.zeros(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
     for _, target in mine:
@@ -129,6 +167,5 @@ def _read(logprobs: Tensor, positions: Tensor, ids: tuple[int, ...]) -> TargetSc
     rows, wanted = logprobs[positions], torch.tensor(ids, device=logprobs.device)
     mean = float(rows.gather(-1, wanted[:, None]).double().mean())
     finite = math.isfinite(mean)
-    return TargetScore(
-        logprob=mean if finite else None, greedy=finite and bool((rows.argmax(-1) == wanted).all())
-    )
+    matched = float((rows.argmax(-1) == wanted).double().mean()) if finite else 0.0
+    return TargetScore(logprob=mean if finite else None, greedy=matched == 1.0, matched=matched)

@@ -1,4 +1,4 @@
-"""A long evaluation's memory: one JSON line a finished case, so that a run that was cut off goes on where it was."""
+"""A long evaluation's memory: a JSON line a finished measurement, so that a run that was cut off goes on from there."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from guardedit.errors import IntegrityError, StaleError
 from guardedit.evaluation.metrics import CaseScores
 from guardedit.records import Record, canonical, digest_of
 
+Key = tuple[str, int]
+"""A case, and the number of edits in the model when it was measured."""
+
 
 class CaseResult(Record):
-    """One case, edited and taken back."""
+    """One case, measured before and after edits that are then taken back."""
 
     case_id: str
     before: dict[str, CaseScores]
@@ -24,9 +27,22 @@ class CaseResult(Record):
     after: dict[str, CaseScores] | None
     """None where the edit could not be solved."""
     seconds: float
-    """To solve the edit."""
+    """To solve the edit; in a joint solve, the case's share."""
     error: str | None = None
     diagnostics: dict[str, float | int | str | bool | None] = {}
+    edits: int = 1
+    """Cases edited in the model when `after` was measured."""
+    checkpoint: bool = True
+    """Every case edited so far was measured at this number of edits, too."""
+    group: int = 0
+    """Which batch or sequence."""
+    seconds_measuring: float = 0.0
+    """To measure both sides."""
+    whole: dict[str, tuple[float, ...]] = {}
+    """Figures of the edited model as a whole (far text, abilities), a value a text row or item; at a checkpoint's
+    newest case only."""
+    whole_base: dict[str, tuple[float, ...]] = {}
+    """The same of the unedited model."""
 
 
 class StateFile:
@@ -36,8 +52,8 @@ class StateFile:
         self._path = path
         self._header = {"belongs_to": digest_of(header), **header}
 
-    def load(self) -> dict[str, CaseResult]:
-        """Finished cases by id; none where the file is not there yet.
+    def load(self) -> dict[Key, CaseResult]:
+        """Finished measurements; none where the file is not there yet.
 
         A last line that was cut off by a crash is dropped. Raises StaleError where the file belongs to another run,
         IntegrityError where an earlier line cannot be read.
@@ -48,7 +64,7 @@ class StateFile:
         if not lines:
             return {}
         self._check_header(lines[0])
-        return {result.case_id: result for result in self._results(lines[1:])}
+        return {(result.case_id, result.edits): result for result in self._results(lines[1:])}
 
     def append(self, result: CaseResult) -> None:
         """Add one result; it is on disk when this returns."""
