@@ -2,54 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from evaluation_helpers import spoken
+from evaluation_helpers import CASES, LAYER, nudge, spoken
 
-from guardedit.edits.deltas import Dense, EditDelta, LowRank, WeightChange
+from guardedit.edits.deltas import Dense, EditDelta, WeightChange
 from guardedit.errors import BadRequestError, IntegrityError, SolveError, StaleError
-from guardedit.evaluation.readers import EvalCase
+from guardedit.evaluation.cases import EvalCase
 from guardedit.evaluation.run import Job, Selection, evaluate, measure_case, select
 from guardedit.evaluation.summary import markdown
 from guardedit.executors import LocalExecutor, split
 from guardedit.models.handle import ModelHandle
 from guardedit.records import EditRequest
-
-LAYER = 2
-
-
-def case(case_id: str, subject: str = "Eiffel Tower") -> EvalCase:
-    """A small case with one prompt of each kind."""
-    request = EditRequest(
-        subject=subject, prompt="The {} is located in the city of", target_new="Rome", target_true="Paris"
-    )
-    return EvalCase(
-        case_id=case_id,
-        request=request,
-        paraphrases=(f"Where is the {subject}? It is in",),
-        neighborhood=("The Louvre is in", "Notre Dame is in the city of"),
-        distractors=(f"The {subject} is in Rome. The Louvre is in",),
-    )
-
-
-CASES = tuple(case(str(i), who) for i, who in enumerate(("Eiffel Tower", "Colosseum", "tower of Berlin")))
-
-
-def nudge(size: float) -> Callable[[ModelHandle, tuple[EditRequest, ...]], EditDelta]:
-    """A stand-in editor: a seeded random change of one layer, of the given size."""
-
-    def solve(handle: ModelHandle, requests: tuple[EditRequest, ...]) -> EditDelta:
-        noise = torch.Generator().manual_seed(len(requests[0].subject))
-        d_out, d_in = handle.weight(LAYER).shape
-        left = size * torch.randn(d_out, 2, generator=noise, dtype=torch.float64)
-        right = torch.randn(2, d_in, generator=noise, dtype=torch.float64)
-        change = WeightChange(handle.rewrite_parameter(LAYER), LAYER, LowRank(left, right))
-        return EditDelta((change,), "nudge", {"size": size}, {"seen": "|".join(requests[0].paraphrases)})
-
-    return solve
 
 
 def job(size: float = 1.0, **changes: object) -> Job:

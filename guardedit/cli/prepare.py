@@ -1,4 +1,4 @@
-"""Commands that prepare and measure: stats collect, sae train | evaluate | show, evaluate."""
+"""Commands that prepare: stats collect, stats control, sae train | evaluate | show."""
 
 from __future__ import annotations
 
@@ -212,48 +212,3 @@ def sae_evaluate(
             name: evaluate(handle, plan, root() / options.model / name) for name in load_all(options.model)
         }
     emit(options, document, json.dumps(document, indent=1, ensure_ascii=False))
-
-
-@app.command()
-def evaluate(
-    context: typer.Context,
-    dataset: Annotated[Path, typer.Argument(help="A CounterFact file: .json, .jsonl or .jsonl.xz.")],
-    editor: Annotated[
-        str, typer.Option("--editor", help="rome, finetune, finetune-l, finetune-full or lora.")
-    ] = "rome",
-    limit: Annotated[int | None, typer.Option("--limit", help="How many cases.")] = 100,
-    seed: Annotated[int, typer.Option("--seed", help="Which cases; also of sampling and bootstrap.")] = 0,
-    known_only: Annotated[
-        bool, typer.Option("--known-only", help="Only facts that the model knows.")
-    ] = False,
-    split: Annotated[str | None, typer.Option("--split", help="Only this split of the file.")] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Also through the chat template.")] = False,
-    neighbours: Annotated[
-        int, typer.Option("--neighbours", help="Fill the neighborhood up to this number.")
-    ] = 0,
-    state: Annotated[Path | None, typer.Option("--state", help="File that makes the run resumable.")] = None,
-    model: ModelOption = None,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Edit many facts one at a time and measure efficacy, paraphrase and neighborhood, before and after."""
-    from guardedit.evaluation.datasets import evaluate_dataset
-    from guardedit.evaluation.summary import markdown
-
-    options = from_context(context, model, home, as_json)
-    status = console().status("choosing cases")
-    with status:
-        found = evaluate_dataset(
-            options.guard(),
-            dataset,
-            editor=editor,
-            limit=limit,
-            seed=seed,
-            known_only=known_only,
-            split=split,
-            variants=("raw", "chat") if chat else ("raw",),
-            neighbours=neighbours,
-            state=state,
-            progress=lambda what, i, n: status.update(f"{what}: {i} of {n}"),
-        )
-    emit(options, found.as_json(), markdown(found))

@@ -86,7 +86,7 @@ def with_free_text(case: EvalCase) -> EvalCase:
 
 
 def with_old_answers(handle: ModelHandle, cases: Sequence[EvalCase]) -> list[EvalCase]:
-    """Facts whose record names no old answer get today's: the likeliest word that the new target does not begin with."""
+    """Facts whose record names no old answer get today's: the likeliest word that is no beginning of the new target."""
     asked = [request for case in cases for request in case.requests if request.target_true is None]
     found = dict(zip(asked, _old_answers(handle, asked), strict=True))
 

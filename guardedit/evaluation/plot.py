@@ -37,7 +37,7 @@ _SETTINGS: dict[str, Any] = {"svg.hashsalt": "guardedit", "svg.fonttype": "none"
 
 
 def curve_svg(points: Sequence[Point], title: str) -> str:
-    """A panel of shares and, where any was measured, one of harms, with 95 % bands. Raises BadRequestError for no points."""
+    """A panel of shares and, where any was measured, one of harms, with 95 % bands; BadRequestError for no points."""
     if not points:
         raise BadRequestError("there is nothing to draw: no case was measured")
     import matplotlib
