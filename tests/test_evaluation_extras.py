@@ -85,7 +85,7 @@ def test_an_edit_of_nothing_moves_nothing_at_all(tiny: ModelHandle) -> None:
 def test_a_model_that_gives_nan_has_lost_every_answer_and_has_no_distance(tiny_llama: ModelHandle) -> None:
     states = torch.randn(2, tiny_llama.d_model)
     broken = torch.full_like(states, math.nan)
-    assert next_token_moves(tiny_llama, states, broken) == (Move(kl_nats=None, lost=True),) * 2
+    assert next_token_moves(Session(tiny_llama), states, broken) == (Move(kl_nats=None, lost=True),) * 2
     moves = {"near": (Move(kl_nats=0.1, lost=False), Move(kl_nats=None, lost=True))}
     found = case_metrics(CaseScores(rewrite=(), moves=moves))
     assert found["near_kl_nats"] is None, "a mean over what is left would flatter the model"
@@ -188,11 +188,11 @@ TEXTS = {"prose": SENTENCES[:4] * 4, "python": SENTENCES[6:8] * 6}
 def test_far_text_compares_every_token_by_domain(tiny: ModelHandle) -> None:
     far = FarText.of(tiny, 256, texts=TEXTS)
     assert set(far.rows.domains) == {"prose", "python"}
-    nothing = far.moves(tiny)
+    nothing = far.moves(Session(tiny))
     assert set(nothing["far_kl_nats"]) == {0.0} and set(nothing["perplexity_ratio"]) == {0.0}
     with Session(tiny) as session:
         session.add(nudge(1.0)(tiny, (FULL.request,)))
-        moved = far.moves(tiny)
+        moved = far.moves(session)
     assert len(moved["far_kl_nats"]) == far.rows.n_rows
     assert min(moved["far_kl_nats"]) > 0
     parts = [moved[f"perplexity_ratio_{domain}"] for domain in ("prose", "python")]
@@ -212,7 +212,7 @@ def test_the_perplexity_ratio_is_that_of_the_models_own_losses(tiny_llama: Model
     before = loss()
     with Session(tiny_llama) as session:
         session.add(nudge(1.0)(tiny_llama, (FULL.request,)))
-        assert far.moves(tiny_llama)["perplexity_ratio"][0] == pytest.approx(loss() - before, abs=1e-4)
+        assert far.moves(session)["perplexity_ratio"][0] == pytest.approx(loss() - before, abs=1e-4)
 
 
 def test_figures_of_the_whole_model_are_taken_once_a_group(tiny_llama: ModelHandle) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from evaluation_helpers import CASES, LAYER, nudge
 
-from guardedit.edits.deltas import Dense, EditDelta, WeightChange
+from guardedit.edits.deltas import Dense, EditDelta, WeightChange, change_of
 from guardedit.errors import BadRequestError, SolveError
 from guardedit.evaluation.methods import Ask, InContext, Session, state_in_context, statement
 from guardedit.evaluation.protocol import Protocol
@@ -135,3 +135,26 @@ def test_a_method_that_takes_one_fact_at_a_time_gets_no_batch(tiny_llama: ModelH
 def test_protocols_that_cannot_be_are_refused(batch: int, sequence: int, says: str) -> None:
     with pytest.raises(BadRequestError, match=says):
         Protocol(batch, sequence)
+
+
+def test_moves_of_an_edit_of_the_unembedding_are_against_the_old_one(tiny: ModelHandle) -> None:
+    head = tiny.model.get_submodule(tiny.architecture.unembedding)
+    name = next(n for n, p in tiny.model.named_parameters() if p is head.weight)
+    bump = torch.zeros(head.weight.shape, dtype=torch.float64)
+    bump[: len(bump) // 2] = 0.2
+    delta = EditDelta((change_of(tiny, name, Dense(bump)),), "head", {}, {})
+    prompt, digest = CASES[0].neighborhood[0], tiny.digest()
+
+    def logprobs() -> torch.Tensor:
+        with torch.no_grad():
+            return tiny.model(tiny.encode([prompt])["input_ids"]).logits[0, -1].double().log_softmax(-1)
+
+    before = logprobs()
+    found = measure_case(tiny, CASES[0], Job("head", lambda handle, requests: delta))
+    with Session(tiny) as session:
+        session.add(delta)
+        after = logprobs()
+    assert found.after is not None
+    move = found.after["raw"].moves["neighborhood"][0]
+    assert move.kl_nats == pytest.approx(float((before.exp() * (before - after)).sum()), rel=1e-3)
+    assert tiny.digest() == digest

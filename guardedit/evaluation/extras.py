@@ -82,6 +82,6 @@ class WholeModel:
             return self.unedited
         moves = {}
         if self.far_text is not None and not session.rewrites_prompts:
-            moves = self.far_text.moves(self.handle)
+            moves = self.far_text.moves(session)
         abilities = measure(self.handle, self.battery, session.ask) if self.battery is not None else {}
         return {**moves, **abilities}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from guardedit.drift.behaviour import Positions, compare
 from guardedit.drift.probes import Rows, far_rows
+from guardedit.evaluation.methods import Session
 from guardedit.models.handle import ModelHandle, preserved
 
 FAR_TOKENS = 1_024
@@ -37,13 +38,13 @@ class FarText:
         rows, _ = far_rows(handle, n_tokens, seed, texts)
         return cls(rows, tuple(_states(handle, rows)))
 
-    def moves(self, handle: ModelHandle) -> dict[str, tuple[float, ...]]:
+    def moves(self, session: Session) -> dict[str, tuple[float, ...]]:
         """A value a row, by domain and for all: `far_kl_nats`, `far_lost_top1` and, as logarithms, `perplexity_ratio`.
 
         Nothing where a prediction is not finite: a broken model has no distance, and no other figure of it is good.
         """
         found: dict[str, list[float]] = {}
-        for domain, positions in zip(self.rows.domains, self._compared(handle), strict=True):
+        for domain, positions in zip(self.rows.domains, self._compared(session), strict=True):
             gain = positions.nll_after - positions.nll_before
             values = {
                 "far_kl_nats": float(positions.kl_nats.mean()),
@@ -56,16 +57,17 @@ class FarText:
         return {n: tuple(values) for n, values in found.items() if all(map(math.isfinite, values))}
 
     @torch.no_grad()
-    def _compared(self, handle: ModelHandle) -> Iterator[Positions]:
+    def _compared(self, session: Session) -> Iterator[Positions]:
         """Every row, in order."""
+        handle = session.handle
         head = handle.model.get_submodule(handle.architecture.unembedding)
-        after = _states(handle, self.rows)
+        heads, after = (session.reference_head, head), _states(handle, self.rows)
         for (ids, mask), old, new in zip(self.rows.batches, self.before, after, strict=True):
             lengths = mask.sum(1).tolist()
             rows = zip(old.split(lengths), new.split(lengths), ids, lengths, strict=True)
             for before, edited, row, length in rows:
                 following = torch.cat([row[1:length], row.new_full((1,), -1)])
-                yield compare(before, edited, (head, head), following, torch.zeros(length, dtype=torch.long))
+                yield compare(before, edited, heads, following, torch.zeros(length, dtype=torch.long))
 
 
 @torch.no_grad()

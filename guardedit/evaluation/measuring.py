@@ -66,7 +66,7 @@ def edited_side(session: Session, before: Unedited, probing: Probing) -> dict[st
     changed = session.rewrites_prompts
     layout = sheet.layout(handle, session.ask, probing.batch_size) if changed else before.layout
     scored = run(handle, layout)
-    moves = _moves(handle, sheet, before.ends, scored.ends)
+    moves = _moves(session, sheet, before.ends, scored.ends)
     return _scores(handle, sheet, scored, moves, session.ask, probing)
 
 
@@ -125,24 +125,24 @@ def _free_text(handle: ModelHandle, case: EvalCase, ask: Ask, probing: Probing) 
 
 
 def _moves(
-    handle: ModelHandle, sheet: Sheet, before: Tensor, after: Tensor
+    session: Session, sheet: Sheet, before: Tensor, after: Tensor
 ) -> dict[str, dict[str, tuple[Move, ...]]]:
     """Variant -> kind -> moves, in the order of the stems."""
     found: dict[str, dict[str, list[Move]]] = {}
-    for asked, move in zip(sheet.watched, next_token_moves(handle, before, after), strict=True):
+    for asked, move in zip(sheet.watched, next_token_moves(session, before, after), strict=True):
         found.setdefault(asked.variant, {}).setdefault(asked.kind, []).append(move)
     return {v: {kind: tuple(moves) for kind, moves in kinds.items()} for v, kinds in found.items()}
 
 
 def next_token_moves(
-    handle: ModelHandle, before: Float[Tensor, "n d_model"], after: Float[Tensor, "n d_model"]
+    session: Session, before: Float[Tensor, "n d_model"], after: Float[Tensor, "n d_model"]
 ) -> Sequence[Move]:
     """Each pair of final hidden states as next-token distributions: KL over the whole vocabulary, and the likeliest."""
     if not len(before):
         return ()
-    head = handle.model.get_submodule(handle.architecture.unembedding)
+    head = session.handle.model.get_submodule(session.handle.architecture.unembedding)
     nothing = torch.full((len(before),), -1, device=before.device)
-    found = compare(before, after, (head, head), nothing, torch.arange(len(before)))
+    found = compare(before, after, (session.reference_head, head), nothing, torch.arange(len(before)))
     kls = [float(value) for value in found.kl_nats]
     finite = after.isfinite().all(1).tolist()
     return tuple(

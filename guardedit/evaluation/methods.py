@@ -6,13 +6,14 @@ and what it yields rewrites each prompt. `Session` holds edits one on top of the
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from guardedit.edits.deltas import EditDelta, post_images, restore
 from guardedit.models.handle import ModelHandle
@@ -72,6 +73,8 @@ class Session:
         self._saved: dict[str, Tensor] = {}
         self._asks: list[Ask] = []
         self._stack = ExitStack()
+        self.reference_head: nn.Module = handle.model.get_submodule(handle.architecture.unembedding)
+        """The unedited model's unembedding: its own module, or a copy once an edit may touch it."""
 
     def __enter__(self) -> Session:
         self._stack.callback(lambda: restore(self.handle, self._saved))
@@ -83,13 +86,25 @@ class Session:
     def add(self, edit: EditDelta | Edit) -> None:
         """Put one more edit in force. Raises SolveError, before anything is written, if it is not finite."""
         if not isinstance(edit, EditDelta):
+            self._keep_head()
             self._asks.append(self._stack.enter_context(edit.in_force(self.handle)))
             return
         images = post_images(self.handle, edit)
+        if self._head_parameters() & {id(self.handle.model.get_parameter(name)) for name in images}:
+            self._keep_head()
         for name in images:
             # Only the first edit of a tensor finds the bytes that are to be put back.
             self._saved.setdefault(name, self.handle.model.get_parameter(name).detach().clone())
         restore(self.handle, images)
+
+    def _head_parameters(self) -> set[int]:
+        return {id(parameter) for parameter in self.reference_head.parameters()}
+
+    def _keep_head(self) -> None:
+        """Copy the unembedding while it is still the unedited model's: predictions before an edit follow from it."""
+        live = self.handle.model.get_submodule(self.handle.architecture.unembedding)
+        if self.reference_head is live:
+            self.reference_head = copy.deepcopy(live)
 
     @property
     def rewrites_prompts(self) -> bool:
