@@ -148,6 +148,20 @@ def patch(handle: ModelHandle, hook_name: str, fn: Replace) -> Iterator[None]:
         hook.remove()
 
 
+@contextmanager
+def patch_embedding(handle: ModelHandle, fn: Replace) -> Iterator[None]:
+    """Replace the token embedding's output (batch, seq, d_model) by `fn(output)` in every forward pass inside the block.
+
+    What a family adds or scales after it (learned positions, a norm) comes on top. `fn` returns a new tensor.
+    """
+    module = handle.model.get_submodule(handle.architecture.embedding)
+    hook = module.register_forward_hook(_on_output(fn))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 class _Skip:
     """Stands in for the forward of a block that `resume` skips: hands its input on."""
 

@@ -72,7 +72,7 @@ def split_rows(
     positions = positions.clamp(max=handle.context_length - 1)
     full_mask = torch.cat([prefix_mask, mask], 1)
     with torch.no_grad():
-        past = _past(handle, prefix, prefix_mask) if prefix.shape[1] else ()
+        past = past_of(handle, prefix, prefix_mask) if prefix.shape[1] else ()
         name = f"blocks.{layer}.hook_resid_pre"
         with record(handle, [name], stop=True) as seen:
             _forward(handle, ids, full_mask, positions, past)
@@ -90,7 +90,8 @@ def _pad(handle: ModelHandle, rows: list[list[int]], *, left: bool) -> tuple[Ten
     return ids, mask
 
 
-def _past(handle: ModelHandle, ids: Tensor, mask: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+def past_of(handle: ModelHandle, ids: Tensor, mask: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Keys and values (batch, heads, seq, d_head) of every layer, from one forward pass over `ids` (batch, seq)."""
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     output = handle.model.base_model(
         input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True
