@@ -1,7 +1,7 @@
 """Causal tracing in the plainest way: one restoration, one forward pass over clean and corrupted rows together.
 
-As the protocol is published (Meng et al. 2022): row 0 is clean, the others have a corrupted subject; at the restored token
-the others take row 0's state. The reference that `guardedit.models.tracing` is tested and timed against.
+As the protocol is published (Meng et al. 2022): row 0 is clean, the others have a corrupted subject; at the restored
+token the others take row 0's state. The reference that `guardedit.models.tracing` is tested and timed against.
 """
 
 from __future__ import annotations
@@ -12,15 +12,21 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
+from guardedit.models.corrupting import noise, subject_tokens
 from guardedit.models.handle import ModelHandle
 from guardedit.models.hooks import patch, patch_embedding
-from guardedit.models.tracing import Fact, TraceSettings, noise, subject_tokens, window_at, window_of
+from guardedit.models.tracing import Fact, TraceSettings, window_at, window_of
 
 POINTS = {"residual": "hook_resid_post", "mlp": "hook_mlp_out", "attention": "hook_attn_out"}
 
 
 def plain_probabilities(
-    handle: ModelHandle, fact: Fact, std: float, settings: TraceSettings, token: int = 0, hooks: tuple[str, ...] = ()
+    handle: ModelHandle,
+    fact: Fact,
+    std: float,
+    settings: TraceSettings,
+    token: int = 0,
+    hooks: tuple[str, ...] = (),
 ) -> Tensor:
     """Probability of the clean row's top-1 token in every row, row 0 clean, with `hooks` restored at `token`."""
     encoded = handle.encode([fact.filled])

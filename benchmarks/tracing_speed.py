@@ -2,8 +2,9 @@
 
     python -m benchmarks.tracing_speed
 
-Both in one run, turn by turn. The batched way traces each fact whole; a plain pass costs the same whatever it restores, so it
-is timed on a seeded sample of the restorations and extended to all of them. Times are of the processor, not of the clock.
+Both in one run, turn by turn. The batched way traces each fact whole; a plain pass costs the same whatever it restores,
+so it is timed on a seeded sample of the restorations and extended to all of them. Times are the processor's, not the
+clock's.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ FACTS = (
 )
 
 
-def compare(handle: ModelHandle, fact: Fact, std: float, settings: TraceSettings, sample: int) -> dict[str, float]:
+def compare(
+    handle: ModelHandle, fact: Fact, std: float, settings: TraceSettings, sample: int
+) -> dict[str, float]:
     """Seconds of both ways for one fact, and the largest difference between their numbers."""
     started = time.process_time()
     found = trace(handle, fact, std, settings)
@@ -50,7 +53,9 @@ def compare(handle: ModelHandle, fact: Fact, std: float, settings: TraceSettings
 
 def main() -> None:
     """Compare on each fact and print a line each and the sum."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--every", type=int, default=1, help="trace every n-th layer")
     parser.add_argument("--facts", type=int, default=len(FACTS))
     parser.add_argument("--sample", type=int, default=30, help="plain passes timed a fact")
@@ -63,7 +68,9 @@ def main() -> None:
         rows.append(compare(handle, fact, std, settings, args.sample))
         print(json.dumps({"fact": fact.filled, **{k: round(v, 7) for k, v in rows[-1].items()}}), flush=True)
     batched, plain = (sum(row[name] for row in rows) for name in ("batched_seconds", "plain_seconds"))
-    print(f"batched {batched:.0f} s, one at a time {plain:.0f} s of one processor: {plain / batched:.1f} times")
+    print(
+        f"batched {batched:.0f} s, one at a time {plain:.0f} s of one processor: {plain / batched:.1f} times"
+    )
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ import torch
 
 from benchmarks.plain_tracing import plain_probabilities, plain_trace
 from guardedit.errors import BadRequestError
+from guardedit.models.corrupting import noise
 from guardedit.models.handle import ModelHandle
 from guardedit.models.tracing import (
     KINDS,
     Fact,
     TraceSettings,
     embedding_std,
-    noise,
     trace,
     window_at,
     window_of,
@@ -87,7 +87,9 @@ def test_tokens_before_the_subject_have_no_effect(tiny: ModelHandle) -> None:
     assert bool((found.indirect("residual")[first:end, 0] != 0).all())
 
 
-def test_where_only_the_last_token_is_corrupted_its_state_at_any_layer_is_the_whole_answer(tiny: ModelHandle) -> None:
+def test_where_only_the_last_token_is_corrupted_its_state_at_any_layer_is_the_whole_answer(
+    tiny: ModelHandle,
+) -> None:
     found = trace(tiny, LAST, LOUD, SETTINGS)
     assert found.subject == (len(found.tokens) - 1, len(found.tokens))
     assert abs(found.total_effect) > 100 * CLOSE
@@ -111,7 +113,7 @@ def test_the_noise_level_is_the_deviation_of_the_subjects_embeddings(tiny: Model
 
 def test_windows_are_clipped_and_scaled() -> None:
     assert window_at(15, 10, 30) == range(10, 20)
-    assert window_at(2, 10, 30) == range(0, 7) and window_at(29, 10, 30) == range(24, 30)
+    assert window_at(2, 10, 30) == range(7) and window_at(29, 10, 30) == range(24, 30)
     assert window_at(3, 1, 4) == range(3, 4) and window_at(2, 3, 8) == range(1, 4)
     assert [window_of(n) for n in (1, 4, 12, 24, 28, 30, 48)] == [1, 1, 4, 9, 10, 10, 10]
 
@@ -124,10 +126,11 @@ def test_only_known_facts_are_traced(tiny: ModelHandle) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"kinds": ("heads",)}, {"kinds": ()}, {"samples": 0}, {"window": 0}, {"noise_factor": float("nan")}]
+    "wrong",
+    [{"kinds": ("heads",)}, {"kinds": ()}, {"samples": 0}, {"window": 0}, {"noise_factor": float("nan")}],
 )
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(BadRequestError, match=next(iter(wrong))):
         TraceSettings(**wrong)  # type: ignore[arg-type]
-    with pytest.raises(BadRequestError, match="one `{}`"):
+    with pytest.raises(BadRequestError, match="with one"):
         Fact("X", "no blank")

@@ -150,7 +150,7 @@ def patch(handle: ModelHandle, hook_name: str, fn: Replace) -> Iterator[None]:
 
 @contextmanager
 def patch_embedding(handle: ModelHandle, fn: Replace) -> Iterator[None]:
-    """Replace the token embedding's output (batch, seq, d_model) by `fn(output)` in every forward pass inside the block.
+    """Replace the token embedding's output (batch, seq, d_model) by `fn(output)` in every pass inside the block.
 
     What a family adds or scales after it (learned positions, a norm) comes on top. `fn` returns a new tensor.
     """

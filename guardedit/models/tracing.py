@@ -1,14 +1,13 @@
 """Causal tracing: which states, once restored in a corrupted run, bring the fact back (Meng et al. 2022, section 2).
 
-The published protocol (appendix B.1 and the authors' code): ten rows whose subject is corrupted by Gaussian noise on
-its token embeddings, sigma three times the standard deviation of the embeddings of all subjects in the fact list, one
-seed for all facts; one state (token, layer) at a time is set back to what it was in the clean run; the score is the mean probability
-of the clean run's top-1 token. The residual stream is restored at one layer, MLP and attention outputs in a window of layers.
+The published protocol (appendix B.1 and the authors' code): in ten rows with a corrupted subject, one state (token,
+layer) at a time is set back to what it was in the clean run; the score is the mean probability of the clean run's top-1
+token. The residual stream is restored at one layer, MLP and attention outputs in a window of layers.
 
-What is computed is exactly that, at a fraction of the passes. Attention is causal and blocks come one after another, so a
+What is computed is exactly that, in a fraction of the time. Attention is causal and blocks come one after another, so a
 restoration at (token, layer) leaves every earlier token and every lower layer as the corrupted run has them: these are
-remembered as keys, values and residual streams, and the pass starts at the restored token and layer. Restorations that start
-at the same layer run together, each as ten rows of one batch.
+remembered as keys, values and residual streams, and a pass starts at the restored token and layer. Restorations that
+start at the same layer run together, each as ten rows of one batch.
 """
 
 from __future__ import annotations
@@ -17,75 +16,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from guardedit.errors import BadRequestError
+from guardedit.models.corrupting import KINDS, Fact, Runs, TraceSettings, embedding_std, p_answer, runs_of
 from guardedit.models.handle import ModelHandle, preserved
-from guardedit.models.hooks import Replace, patch, patch_embedding, record
-from guardedit.models.suffix import Suffix, past_of
+from guardedit.models.hooks import Replace, patch, record, resume
+from guardedit.models.suffix import Suffix
 
-KINDS = ("residual", "mlp", "attention")
-"""What is restored: the residual stream behind a block, or what its MLP or its attention puts out."""
+__all__ = ["KINDS", "Fact", "Trace", "TraceSettings", "embedding_std", "trace", "window_at", "window_of"]
+
 _WINDOWED = {"mlp": "hook_mlp_out", "attention": "hook_attn_out"}
 PUBLISHED_WINDOW, PUBLISHED_DEPTH = 10, 28
 """Window of layers, and the depth of the shallowest model that it was published for (GPT-J)."""
 
 Progress = Callable[[float], None]
 """Called with the share that is done, 0 to 1."""
-
-
-@dataclass(frozen=True)
-class Fact:
-    """A fact to trace."""
-
-    subject: str
-    prompt: str
-    """A stem with exactly one `{}` where the subject goes."""
-    answer: str | None = None
-    """What the model is expected to say; None takes whatever it says."""
-
-    def __post_init__(self) -> None:
-        if self.prompt.count("{}") != 1 or not self.subject.strip():
-            raise BadRequestError(
-                f"a fact to trace needs a subject and a prompt with one `{{}}`, got {self.subject!r} and {self.prompt!r}"
-            )
-
-    @property
-    def filled(self) -> str:
-        """The prompt with its subject in place."""
-        return self.prompt.replace("{}", self.subject)
-
-
-@dataclass(frozen=True)
-class TraceSettings:
-    """The published protocol; anything else is a choice that the result names."""
-
-    kinds: tuple[str, ...] = KINDS
-    samples: int = 10
-    """Corrupted rows."""
-    noise_factor: float = 3.0
-    """Sigma of the noise, in standard deviations of the subjects' embeddings."""
-    window: int | None = None
-    """Layers restored together for MLP and attention; None: see `window_of`."""
-    every: int = 1
-    """Trace every n-th layer only, n // 2 first; each value is the protocol's, there are fewer of them."""
-    seed: int = 1
-    """Of the noise; the same for every fact."""
-    batch_tokens: int = 128
-    """Tokens that a pass should have at least; does not change what is computed."""
-
-    def __post_init__(self) -> None:
-        unknown = [kind for kind in self.kinds if kind not in KINDS]
-        if unknown or not self.kinds:
-            raise BadRequestError(f"kinds {unknown or 'none'}: choose from {', '.join(KINDS)}")
-        for name in ("samples", "every", "batch_tokens", *(("window",) if self.window is not None else ())):
-            if getattr(self, name) < 1:
-                raise BadRequestError(f"{name} is {getattr(self, name)}; it must be 1 or more")
-        if not self.noise_factor >= 0:
-            raise BadRequestError(f"noise_factor is {self.noise_factor}; it must be 0 or more")
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,16 +71,6 @@ def window_at(layer: int, window: int, n_layers: int) -> range:
     return range(max(0, layer - window // 2), min(n_layers, layer + (window + 1) // 2))
 
 
-def embedding_std(handle: ModelHandle, subjects: Sequence[str]) -> float:
-    """Standard deviation over all entries of the token embeddings of `subjects`, each tokenised by itself."""
-    if not subjects:
-        raise BadRequestError("no subjects to take the noise level from")
-    module = handle.model.get_submodule(handle.architecture.embedding)
-    with torch.no_grad():
-        found = [module(handle.encode([subject])["input_ids"])[0] for subject in subjects]
-    return float(torch.cat(found).float().std())
-
-
 def trace(
     handle: ModelHandle,
     fact: Fact,
@@ -147,155 +85,40 @@ def trace(
     """
     settings = settings or TraceSettings()
     layers = tuple(range(settings.every // 2, handle.n_layers, settings.every))
+    if not layers:
+        raise BadRequestError(f"every is {settings.every}: {handle.name} has {handle.n_layers} layers only")
     with preserved(handle), torch.no_grad():
-        runs = _runs(handle, fact, settings.noise_factor * embedding_std, settings)
-        n_tokens, first = runs.input_ids.shape[1], runs.subject[0]
-        p_corrupted = float(runs.corrupted.mean())
-        # Tokens before the subject are clean in every row: there is nothing to restore.
-        shape = (n_tokens, len(layers))
-        scores = {
-            kind: torch.full(shape, p_corrupted, dtype=torch.float64, device=handle.device)
-            for kind in settings.kinds
-        }
-        work = _restorations(handle.n_layers, layers, settings)
-        for done, token in enumerate(range(first, n_tokens)):
-            for group in _groups(work, settings.samples * (n_tokens - token), settings.batch_tokens):
-                for restoration, value in zip(group, _restored(runs, token, group), strict=True):
-                    scores[restoration.kind][token, restoration.column] = value
-            if progress is not None:
-                progress((done + 1) / (n_tokens - first))
+        runs = runs_of(handle, fact, settings.noise_factor * embedding_std, settings)
+        scores = _tables(runs, layers, settings, progress)
     tokenizer = handle.tokenizer
     return Trace(
         tokens=tuple(tokenizer.decode([token]) for token in runs.input_ids[0].tolist()),
         subject=runs.subject,
         answer=tokenizer.decode([runs.answer]),
         p_clean=runs.p_clean,
-        p_corrupted=p_corrupted,
+        p_corrupted=float(runs.corrupted.mean()),
         layers=layers,
-        scores={kind: table.cpu() for kind, table in scores.items()},
+        scores=scores,
     )
 
 
-def top_tokens(handle: ModelHandle, fact: Fact) -> tuple[int, int | None]:
-    """The model's top-1 token after the prompt, and the first token of the expected answer (None without one)."""
-    ids = handle.encode([fact.filled])["input_ids"]
-    with torch.no_grad(), preserved(handle):
-        hidden = handle.hidden(ids, torch.ones_like(ids))
-        top = int(_last_logits(handle, hidden)[0].argmax())
-    return top, _expected(handle, fact, ids)
-
-
-def noise(settings: TraceSettings, n_tokens: int, width: int) -> Float[np.ndarray, "samples tokens width"]:
-    """Standard normal noise for a subject of `n_tokens`, the same for every fact of that length, as published."""
-    # The legacy generator on purpose: it is the one whose numbers the published protocol draws.
-    return np.random.RandomState(settings.seed).randn(settings.samples, n_tokens, width)
-
-
-@dataclass(frozen=True, eq=False)
-class _Runs:
-    """The clean run and the corrupted one, with everything that restorations start from."""
-
-    handle: ModelHandle
-    input_ids: Int[Tensor, "1 seq"]
-    subject: tuple[int, int]
-    answer: int
-    p_clean: float
-    clean: Mapping[str, Float[Tensor, "seq d_model"]]
-    """Hook name -> states of the clean run."""
-    corrupted: Float[Tensor, " samples"]
-    """Probability of the answer in each corrupted row."""
-    streams: Sequence[Float[Tensor, "samples seq d_model"]]
-    """Input of each block in the corrupted run."""
-    past: tuple[tuple[Tensor, Tensor], ...]
-    """Keys and values of the corrupted run, by layer."""
-
-
-def _runs(handle: ModelHandle, fact: Fact, sigma: float, settings: TraceSettings) -> _Runs:
-    encoded = handle.encode([fact.filled])
-    ids, mask = encoded["input_ids"], encoded["attention_mask"]
-    subject = subject_tokens(fact, encoded["offsets"][0])
-    inputs = [f"blocks.{layer}.hook_resid_pre" for layer in range(handle.n_layers)]
-    with record(handle, [*inputs, *_output_hooks(handle.n_layers)]) as clean:
-        hidden = handle.hidden(ids, mask)
-    answer = _answer(handle, fact, ids, hidden)
-    rows = (ids.expand(settings.samples, -1), mask.expand(settings.samples, -1))
-    with patch_embedding(handle, _corruption(subject, sigma, settings)):
-        with record(handle, inputs) as streams:
-            hidden_corrupted = handle.hidden(*rows)
-        past = past_of(handle, *rows)
-    return _Runs(
-        handle=handle,
-        input_ids=ids,
-        subject=subject,
-        answer=answer,
-        p_clean=float(_p_answer(handle, hidden, answer)[0]),
-        clean={name: states[0] for name, states in clean.items()},
-        corrupted=_p_answer(handle, hidden_corrupted, answer),
-        streams=[streams[name] for name in inputs],
-        past=past,
-    )
-
-
-def subject_tokens(fact: Fact, offsets: Int[Tensor, "seq 2"]) -> tuple[int, int]:
-    """First token that overlaps the subject, and the one after the last; raises BadRequestError where none does."""
-    start = fact.prompt.index("{}")
-    end = start + len(fact.subject)
-    where = ((offsets[:, 0] < end) & (offsets[:, 1] > start)).nonzero().flatten()
-    if not len(where):
-        raise BadRequestError(f"no token covers the subject {fact.subject!r} in {fact.filled!r}")
-    return int(where[0]), int(where[-1]) + 1
-
-
-def _output_hooks(n_layers: int) -> list[str]:
-    outputs = [f"blocks.{layer}.{point}" for point in _WINDOWED.values() for layer in range(n_layers)]
-    return [*outputs, f"blocks.{n_layers - 1}.hook_resid_post"]
-
-
-def _answer(handle: ModelHandle, fact: Fact, ids: Tensor, hidden: Tensor) -> int:
-    """Token id of the clean run's answer, which must be the expected one."""
-    top = int(_last_logits(handle, hidden)[0].argmax())
-    expected = _expected(handle, fact, ids)
-    if expected not in (None, top):
-        raise BadRequestError(
-            f"after {fact.filled!r} the model says {handle.tokenizer.decode([top])!r}, not {fact.answer!r}; "
-            "only facts that the model knows are traced"
-        )
-    return top
-
-
-def _expected(handle: ModelHandle, fact: Fact, ids: Tensor) -> int | None:
-    """First token id of the expected answer behind the prompt."""
-    if fact.answer is None:
-        return None
-    pair, length = handle.encode_pairs([fact.filled], [fact.answer]), ids.shape[1]
-    if not torch.equal(pair["input_ids"][:, :length], ids) or not bool(pair["target_mask"][0, length]):
-        raise BadRequestError(
-            f"{fact.answer!r} changes how {fact.filled!r} is tokenised; end the prompt at a whole token"
-        )
-    return int(pair["input_ids"][0, length])
-
-
-def _corruption(subject: tuple[int, int], sigma: float, settings: TraceSettings) -> Replace:
-    first, end = subject
-
-    def corrupt(embedded: Tensor) -> Tensor:
-        drawn = torch.from_numpy(noise(settings, end - first, embedded.shape[-1]))
-        moved = embedded.clone()
-        moved[:, first:end] += (sigma * drawn).to(embedded)
-        return moved
-
-    return corrupt
-
-
-def _last_logits(handle: ModelHandle, hidden: Float[Tensor, "rows seq d_model"]) -> Float[Tensor, "rows vocab"]:
-    last = hidden[:, -1:]
-    return handle.logits_at(last, torch.ones(last.shape[:2], dtype=torch.bool, device=last.device)).float()
-
-
-def _p_answer(handle: ModelHandle, hidden: Tensor, answer: int) -> Float[Tensor, " rows"]:
-    """Probability of the answer at each row's last position, float64."""
-    logits = _last_logits(handle, hidden)
-    return (logits[:, answer] - logits.logsumexp(-1)).double().exp()
+def _tables(
+    runs: Runs, layers: Sequence[int], settings: TraceSettings, progress: Progress | None
+) -> dict[str, Float[Tensor, "tokens layers"]]:
+    """Every restoration at every token, by kind."""
+    n_tokens, first = runs.input_ids.shape[1], runs.subject[0]
+    # Tokens before the subject are clean in every row: there is nothing to restore.
+    untouched = torch.full((n_tokens, len(layers)), float(runs.corrupted.mean()), dtype=torch.float64)
+    scores = {kind: untouched.clone() for kind in settings.kinds}
+    work = _restorations(runs.handle.n_layers, layers, settings)
+    states = {**runs.clean, **_entries(runs, work)}
+    for done, token in enumerate(range(first, n_tokens), start=1):
+        for group in _groups(work, settings.samples * (n_tokens - token), settings.batch_tokens):
+            for restoration, value in zip(group, _restored(runs, states, token, group), strict=True):
+                scores[restoration.kind][token, restoration.column] = value
+        if progress is not None:
+            progress(done / (n_tokens - first))
+    return scores
 
 
 @dataclass(frozen=True)
@@ -306,27 +129,63 @@ class _Restoration:
     column: int
     start: int
     """The first block that has to be run."""
-    hook_names: tuple[str, ...]
+    fixes: Mapping[str, str]
+    """Hook name -> which of the runs' states its token is set to there."""
 
 
-def _restorations(
-    n_layers: int, layers: Sequence[int], settings: TraceSettings
-) -> tuple[_Restoration, ...]:
+def _restorations(n_layers: int, layers: Sequence[int], settings: TraceSettings) -> tuple[_Restoration, ...]:
     """Every kind and layer, by the block they start at."""
     window = settings.window or window_of(n_layers)
     found = []
     for kind in settings.kinds:
         for column, layer in enumerate(layers):
-            if kind in _WINDOWED:
-                span = window_at(layer, window, n_layers)
-                names = tuple(f"blocks.{at}.{_WINDOWED[kind]}" for at in span)
-                found.append(_Restoration(kind, column, span[0], names))
-            elif layer + 1 < n_layers:
-                # Behind one block is before the next: the block itself need not be run.
-                found.append(_Restoration(kind, column, layer + 1, (f"blocks.{layer + 1}.hook_resid_pre",)))
-            else:
-                found.append(_Restoration(kind, column, layer, (f"blocks.{layer}.hook_resid_post",)))
+            span = window_at(layer, window, n_layers) if kind in _WINDOWED else range(layer, layer + 1)
+            start, fixes = _steps(kind, span, n_layers)
+            found.append(_Restoration(kind, column, start, fixes))
     return tuple(sorted(found, key=lambda restoration: restoration.start))
+
+
+def _steps(kind: str, span: range, n_layers: int) -> tuple[int, dict[str, str]]:
+    """The first block to run, and what to set where, for the layers of `span` restored."""
+    point = _WINDOWED.get(kind, "hook_resid_post")
+    if span[0] == n_layers - 1:
+        only = f"blocks.{span[0]}.{point}"
+        return span[0], {only: only}
+    # What the first block gives is known for every token: the pass starts behind it.
+    behind = f"blocks.{span[0] + 1}.hook_resid_pre"
+    first = _entry(kind, span[0]) if kind in _WINDOWED else behind
+    rest = [f"blocks.{layer}.{point}" for layer in span[1:]]
+    return span[0] + 1, {behind: first, **{name: name for name in rest}}
+
+
+def _entry(kind: str, layer: int) -> str:
+    """Name of the stream behind block `layer` where that block's MLP or attention output is restored."""
+    return f"{kind} of block {layer}"
+
+
+def _entries(runs: Runs, work: Sequence[_Restoration]) -> dict[str, Float[Tensor, "samples seq d_model"]]:
+    """The first step of every window, for all tokens at once.
+
+    Inside one block, an output that is restored at one token moves no other token: so one pass that restores it at all
+    of them holds, at each, the stream that a restoration of that token alone goes on with.
+    """
+    handle = runs.handle
+    rows = runs.input_ids.expand(len(runs.corrupted), -1)
+    needed = {state for restoration in work for state in restoration.fixes.values()} - runs.clean.keys()
+    found = {}
+    for kind, point in _WINDOWED.items():
+        for layer in range(handle.n_layers - 1):
+            if _entry(kind, layer) not in needed:
+                continue
+            state, behind = runs.clean[f"blocks.{layer}.{point}"], f"blocks.{layer + 1}.hook_resid_pre"
+            with (
+                resume(handle, layer, runs.streams[layer]),
+                patch(handle, f"blocks.{layer}.{point}", state.expand_as),
+                record(handle, [behind], stop=True) as seen,
+            ):
+                handle.hidden(rows, torch.ones_like(rows))
+            found[_entry(kind, layer)] = seen[behind]
+    return found
 
 
 def _groups(
@@ -334,7 +193,7 @@ def _groups(
 ) -> Iterator[list[_Restoration]]:
     """Consecutive restorations that run as one batch: those of one start, and of the next ones while they are few.
 
-    A later start than the group's first means blocks that are run for nothing, so groups end as soon as they fill a pass.
+    A later start than the group's first means blocks that are run for nothing, so a group ends once it fills a pass.
     """
     group: list[_Restoration] = []
     for restoration in work:
@@ -347,15 +206,17 @@ def _groups(
         yield group
 
 
-def _restored(runs: _Runs, token: int, group: Sequence[_Restoration]) -> list[float]:
+def _restored(
+    runs: Runs, states: Mapping[str, Tensor], token: int, group: Sequence[_Restoration]
+) -> list[float]:
     """Mean probability of the answer with each restoration of the group made at `token`."""
     handle, start, copies = runs.handle, group[0].start, len(group)
     samples = len(runs.corrupted)
-    members: dict[str, list[int]] = {}
+    parts: dict[str, list[tuple[int, Tensor]]] = {}
     for at, restoration in enumerate(group):
-        for name in restoration.hook_names:
-            members.setdefault(name, []).append(at)
-    fixes = {name: _fix(rows, samples, runs.clean[name][token]) for name, rows in members.items()}
+        for name, state in restoration.fixes.items():
+            parts.setdefault(name, []).append((at * samples, states[state][:, token]))
+    fixes = {name: _fix(found, samples) for name, found in parts.items()}
     stream = runs.streams[start][:, token:].repeat(copies, 1, 1)
     # `resume` puts the stream in place whatever came before, so what is restored right there goes in by hand.
     here = fixes.pop(f"blocks.{start}.hook_resid_pre", None)
@@ -364,23 +225,23 @@ def _restored(runs: _Runs, token: int, group: Sequence[_Restoration]) -> list[fl
         for name, fix in fixes.items():
             stack.enter_context(patch(handle, name, fix))
         hidden = suffix.hidden()
-    means: list[float] = _p_answer(handle, hidden, runs.answer).view(copies, samples).mean(1).tolist()
+    means: list[float] = p_answer(handle, hidden, runs.answer).view(copies, samples).mean(1).tolist()
     return means
 
 
-def _fix(members: Sequence[int], samples: int, clean: Float[Tensor, " d_model"]) -> Replace:
-    """Sets the first position of the members' rows to the clean state."""
-    rows = [at * samples + sample for at in members for sample in range(samples)]
+def _fix(parts: Sequence[tuple[int, Tensor]], samples: int) -> Replace:
+    """Sets the first position of some rows; a part is the first of its rows and their states (one or samples, d)."""
 
     def fix(activation: Tensor) -> Tensor:
         fixed = activation.clone()
-        fixed[rows, 0] = clean
+        for row, state in parts:
+            fixed[row : row + samples, 0] = state
         return fixed
 
     return fix
 
 
-def _suffix(runs: _Runs, token: int, start: int, copies: int, stream: Tensor) -> Suffix:
+def _suffix(runs: Runs, token: int, start: int, copies: int, stream: Tensor) -> Suffix:
     """The corrupted rows from `token` on, once a restoration, resumed at block `start` with `stream`."""
     rows, ids = len(stream), runs.input_ids
     # Layers below the start are skipped: theirs only have to say how long the past is.
