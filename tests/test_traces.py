@@ -98,13 +98,11 @@ def test_unknown_facts_are_left_out(tiny_llama: ModelHandle, facts: FactList) ->
 def test_facts_are_read_from_both_forms(tmp_path: Path) -> None:
     path = tmp_path / "known.jsonl"
     rows = [
-        {"subject": "Vinson Massif", "prompt": "Vinson Massif is located in the continent of", "attribute": "Antarctica"},
+        {"subject": "Vinson Massif", "prompt": "Vinson Massif is in the continent of", "attribute": "Antarctica"},
         {"subject": "Gone", "prompt": "no subject here", "attribute": "x"},
     ]  # fmt: skip
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert read_facts(path).facts == (
-        Fact("Vinson Massif", "{} is located in the continent of", "Antarctica"),
-    )
+    assert read_facts(path).facts == (Fact("Vinson Massif", "{} is in the continent of", "Antarctica"),)
     case = {
         "case_id": 1, "subject": "France", "prompt": "The capital of France is", "target_new": "Rome",
         "ground_truth": "Paris", "rephrase_prompt": "France's capital is", "locality_prompt": "The capital of Gaul is",

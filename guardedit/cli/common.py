@@ -37,6 +37,9 @@ TrackingOption = Annotated[
     typer.Option("--tracking-uri", help="MLflow: sqlite:///FILE or a server. Default: a file in the home."),
 ]
 PolicyOption = Annotated[Path | None, typer.Option("--policy", help="A policy file.")]
+HparamsOption = Annotated[
+    Path | None, typer.Option("--hparams", help="A settings file, .toml or .json, as `tune` writes it.")
+]
 DEFAULT_MODEL = "smollm2-135m"
 
 

@@ -10,6 +10,7 @@ import typer
 
 from guardedit.cli.common import (
     HomeOption,
+    HparamsOption,
     JsonOption,
     ModelOption,
     Options,
@@ -60,6 +61,7 @@ def plan(
         str, typer.Option("--expires", help="How long waivers count: 8h, 7d or a time.")
     ] = "8h",
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of everything sampled.")] = None,
+    hparams: HparamsOption = None,
     policy: PolicyOption = None,
     model: ModelOption = None,
     home: HomeOption = None,
@@ -67,15 +69,19 @@ def plan(
 ) -> None:
     """Solve each request, measure what else it would change, judge it; nothing is written to the model."""
     from guardedit.gate.approvals import make_waiver
+    from guardedit.pipeline.hparams import read_hparams
     from guardedit.pipeline.planning import read_requests, understood
 
     options = from_context(context, model, home, as_json, seed=seed, policy=policy)
     asked = read_requests(requests)
-    guard = options.guard()
+    settings, guard = read_hparams(hparams, editor), options.guard()
+    guard.kit.settings(editor, settings)
     now = datetime.now(UTC)
     waivers = [make_waiver(metric, guard.user, reason, expires, now) for metric in waive or ()]
     with working(guard):
-        plans = [guard.plan(request, editor, waivers) for request in understood(guard, asked, editor)]
+        plans = [
+            guard.plan(request, editor, waivers, settings) for request in understood(guard, asked, editor)
+        ]
     from guardedit.cli.words import plan_document, plan_text
 
     document: dict[str, Any] = {"plans": [plan_document(made) for made in plans]}

@@ -9,6 +9,7 @@ import typer
 
 from guardedit.cli.common import (
     HomeOption,
+    HparamsOption,
     JsonOption,
     ModelOption,
     Options,
@@ -67,6 +68,7 @@ def evaluate(
     ] = None,
     text: Annotated[Path | None, typer.Option("--text", help="Held-out text, for ability.")] = None,
     items: Annotated[int, typer.Option("--items", help="Items a skill, for ability.")] = 100,
+    hparams: HparamsOption = None,
     state: Annotated[Path | None, typer.Option("--state", help="File that makes the run resumable.")] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw quality against the number of edits (.svg).")
@@ -79,6 +81,7 @@ def evaluate(
     from guardedit.evaluation.datasets import Asking, evaluate_dataset
     from guardedit.evaluation.protocol import Protocol
     from guardedit.evaluation.summary import markdown
+    from guardedit.pipeline.hparams import read_hparams
 
     options = from_context(context, model, home, as_json)
     asking = Asking(extras=tuple(also or ()), ability_items=items, blimp=blimp, text=text)
@@ -100,6 +103,7 @@ def evaluate(
             neighbours=neighbours,
             protocols=protocols,
             asking=asking,
+            hparams=read_hparams(hparams, editor),
             state=state,
             progress=lambda what, i, n: status.update(f"{what}: {i} of {n}"),
         )

@@ -91,5 +91,6 @@ def _drawing() -> Iterator[None]:
     kept = {"backend", "backend_fallback", "interactive", "toolbar", "timezone"}
     defaults: Any = matplotlib.rcParamsDefault
     plain = {k: v for k, v in defaults.items() if k not in kept and not k.startswith(("webagg", "keymap"))}
-    with matplotlib.rc_context({**plain, **_SETTINGS}):
+    settings: Any = {**plain, **_SETTINGS}
+    with matplotlib.rc_context(settings):
         yield

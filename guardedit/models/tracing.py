@@ -30,7 +30,7 @@ __all__ = ["KINDS", "Fact", "Trace", "TraceSettings", "embedding_std", "trace", 
 
 _WINDOWED = {"mlp": "hook_mlp_out", "attention": "hook_attn_out"}
 PUBLISHED_WINDOW, PUBLISHED_DEPTH = 10, 28
-"""Window of layers, and the depth of the shallowest model that it was published for (GPT-J)."""
+"""The published window of layers, and the depth (GPT-J's) from which on it is taken as it is."""
 
 Progress = Callable[[float], None]
 """Called with the share that is done, 0 to 1."""
@@ -62,7 +62,7 @@ class Trace:
 
 
 def window_of(n_layers: int) -> int:
-    """Ten layers, as published for models of 28 to 48; in proportion fewer for a shallower model, at least one."""
+    """Ten layers, as published, for 28 layers and more; for a shallower model in proportion fewer, at least one."""
     return max(1, min(PUBLISHED_WINDOW, round(PUBLISHED_WINDOW * n_layers / PUBLISHED_DEPTH)))
 
 

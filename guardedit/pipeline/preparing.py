@@ -14,6 +14,7 @@ from guardedit.models.handle import ModelHandle
 from guardedit.models.hooks import key_hook
 from guardedit.models.statistics import SecondMoment, collect
 from guardedit.pipeline.kit import KIT_FILE, kit_folder, read_kit, write_kit
+from guardedit.records import digest_of
 
 ROW = 128
 """Tokens a row: long enough for a sentence or three in context, short enough to keep rows varied."""
@@ -39,7 +40,7 @@ def collect_statistics(
     found = collect(
         handle,
         [key_hook(layer)],
-        tokenise_chunks(handle, _texts(handle, texts, n_tokens, seed), ROW, 8),
+        tokenise_chunks(handle, texts_of(handle, texts, n_tokens, seed), ROW, 8),
         corpus_note=f"{names}; rows of {ROW} tokens, seed {seed}",
         max_tokens=n_tokens,
         state=state,
@@ -52,7 +53,37 @@ def collect_statistics(
     return saved
 
 
-def _texts(handle: ModelHandle, files: Sequence[Path], n_tokens: int, seed: int) -> Iterator[str]:
+def moments_for(
+    handle: ModelHandle,
+    layers: Sequence[int],
+    texts: Sequence[Path] = (),
+    n_tokens: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, SecondMoment]:
+    """Second moments of several layers in one pass over the text, kept in the cache folder; no kit is touched.
+
+    `n_tokens` None takes four a dimension: enough to compare layers, under the ten that an edit in earnest wants (the
+    moments then carry a warning). Without `texts` the model's own words are taken.
+    """
+    tokens = n_tokens or 4 * max(handle.d_in(layer) for layer in layers)
+    recipe = digest_of([[path.name, path.stat().st_size] for path in texts] + [tokens, seed])[7:15]
+    folder = cache_folder() / "second_moments" / recipe
+    paths = {
+        key_hook(layer): folder / f"{handle.upstream_digest(layer)[7:23]}.safetensors" for layer in layers
+    }
+    missing = [name for name, path in paths.items() if not path.is_file()]
+    if missing:
+        rows = tokenise_chunks(handle, texts_of(handle, texts, tokens, seed), ROW, 8)
+        note = f"{tokens} tokens to compare layers with, seed {seed}"
+        found = collect(handle, missing, rows, corpus_note=note, max_tokens=tokens, progress=progress)
+        for name, moment in found.items():
+            moment.save(paths[name], compact=True)
+    return {name: SecondMoment.load(path, handle) for name, path in paths.items()}
+
+
+def texts_of(handle: ModelHandle, files: Sequence[Path], n_tokens: int, seed: int) -> Iterator[str]:
+    """The files' texts, a text each in turn, shuffled by `seed`; without files, text sampled from the model."""
     if not files:
         return iter(sample_texts(handle, 1 + n_tokens // 100, ROW, seed))
     shuffled = []
