@@ -13,20 +13,15 @@ import argparse
 import json
 import random
 import time
+from dataclasses import replace
 
 import torch
 
 from benchmarks.plain_tracing import plain_trace
+from guardedit.evaluation.facts import well_known
 from guardedit.models.handle import ModelHandle
 from guardedit.models.sources import load
 from guardedit.models.tracing import KINDS, Fact, TraceSettings, embedding_std, trace
-
-FACTS = (
-    Fact("Eiffel Tower", "The {} is located in the city of"),
-    Fact("France", "The capital of {} is"),
-    Fact("Marie Curie", "The native language of {} is"),
-    Fact("Mount Fuji", "{} is located in the country of"),
-)
 
 
 def compare(
@@ -57,14 +52,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--every", type=int, default=1, help="trace every n-th layer")
-    parser.add_argument("--facts", type=int, default=len(FACTS))
+    parser.add_argument("--facts", type=int, default=6, help="well-known facts, drawn by a seed")
     parser.add_argument("--sample", type=int, default=30, help="plain passes timed a fact")
     args = parser.parse_args()
     torch.set_num_threads(1)
     handle, settings = load(), TraceSettings(every=args.every)
-    std = embedding_std(handle, [fact.subject for fact in FACTS])
+    shipped = well_known()
+    std = embedding_std(handle, shipped.subjects)
     rows = []
-    for fact in FACTS[: args.facts]:
+    for drawn in random.Random(0).sample(shipped.facts, args.facts):
+        fact = replace(drawn, answer=None)
         rows.append(compare(handle, fact, std, settings, args.sample))
         print(json.dumps({"fact": fact.filled, **{k: round(v, 7) for k, v in rows[-1].items()}}), flush=True)
     batched, plain = (sum(row[name] for row in rows) for name in ("batched_seconds", "plain_seconds"))
