@@ -173,7 +173,12 @@ def test_the_command_writes_a_file_that_plan_accepts(home: Home, tmp_path: Path)
         *map(str, words), "--limit", "2", "--out", str(out), "--state", str(tmp_path / "state.jsonl")
     )
     assert ran.code == 0, ran.err
-    assert ran.json["hparams"] == str(out) and ran.json["rows"][0]["n"] == 2 and "at most" in ran.err
+    assert (
+        ran.json["hparams"] == str(out)
+        and ran.json["rows"][0]["n"] == 2
+        and ran.err.startswith("at most")
+        and "minutes for at most" in ran.err
+    )
     chosen = read_hparams(out, "rome")
     assert chosen["layer"] == LAYER and chosen["learning_rate"] in (0.25, 0.5, 1)
     request = home.requests(

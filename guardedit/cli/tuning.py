@@ -46,15 +46,12 @@ def tune(
     as_json: JsonOption = False,
 ) -> None:
     """Try layers and settings on known facts and write the best ones into a file for --hparams."""
-    from guardedit.edits.inputs import SolveInputs
     from guardedit.evaluation.tune_cases import cases_of_file, shipped_cases
     from guardedit.evaluation.tune_table import markdown
-    from guardedit.evaluation.tuning import TunePlan, edits_planned, start_settings
-    from guardedit.evaluation.tuning import tune as tune_editor
+    from guardedit.evaluation.tuning import TunePlan, start_settings
     from guardedit.models.sources import load
     from guardedit.pipeline.hparams import write_hparams
     from guardedit.pipeline.kit import require_editor
-    from guardedit.pipeline.preparing import moments_for
 
     options = from_context(context, model, home, as_json)
     require_editor(editor)
@@ -62,24 +59,7 @@ def tune(
     cases = cases_of_file(facts, split) if facts is not None else shipped_cases()
     handle = load(options.model)
     start = start_settings(handle, plan, _kit_settings(options.model, editor))
-    err, began = console(), time.perf_counter()
-    err.print(f"at most {edits_planned(handle, plan, start, limit)} edits")
-    with err.status("collecting second moments") as status:
-        moments = moments_for(
-            handle, plan.candidates(handle), texts or (), tokens, seed,
-            lambda n: status.update(f"collecting second moments: {n} tokens"),
-        )  # fmt: skip
-        began, before = time.perf_counter(), [0]
-
-        def tell(what: str, done: int, total: int) -> None:
-            before[0] = before[0] or done
-            each = (time.perf_counter() - began) / (done - before[0] + 1)
-            status.update(
-                f"edit {done} of at most {total}, some {each * (total - done) / 60:.0f} minutes left: {what}"
-            )
-
-        inputs = SolveInputs(moments, seed)
-        found = tune_editor(handle, cases, plan, start, inputs, state=state, progress=tell)
+    found = _tuned(handle, cases, plan, start, texts or (), tokens, state)
     best, own = found.best, {name: getattr(start, name) for name in plan.values(start)}
     remark = (
         f"Found by guardedit tune for {handle.name}: harmonic mean of efficacy, paraphrase and neighborhood\n"
@@ -87,6 +67,44 @@ def tune(
     )
     write_hparams(out, editor, {"layer": best.layer}, {**own, **best.changed}, remark)
     emit(options, {**found.as_json(), "hparams": str(out)}, f"{markdown(found)}\n\n{best.name} is in {out}")
+
+
+def _tuned(
+    handle: Any, cases: Any, plan: Any, start: Any, texts: Any, tokens: int | None, state: Path | None
+) -> Any:
+    """Second moments, then the edits, with the size of the work said first and shown as it goes."""
+    from guardedit.edits.inputs import SolveInputs
+    from guardedit.evaluation.tuning import edits_planned, tune
+    from guardedit.pipeline.preparing import moments_for
+
+    err = console()
+    err.print(f"at most {edits_planned(handle, plan, start, plan.facts)} edits")
+    with err.status("collecting second moments") as status:
+        moments = moments_for(
+            handle, plan.candidates(handle), texts, tokens, plan.seed,
+            lambda n: status.update(f"collecting second moments: {n} tokens"),
+        )  # fmt: skip
+        inputs = SolveInputs(moments, plan.seed)
+        return tune(handle, cases, plan, start, inputs, state=state, progress=_Clock(err, status))
+
+
+class _Clock:
+    """Says how long tuning will take: as a line once two edits are timed, then beside the edit that is made."""
+
+    def __init__(self, err: Any, status: Any) -> None:
+        self._err, self._status = err, status
+        self._since, self._done, self._said = 0.0, 0, False
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if not self._done:
+            self._since, self._done = time.perf_counter(), done
+            return
+        each = (time.perf_counter() - self._since) / (done - self._done)
+        left = f"some {each * (total - done) / 60:.0f} minutes for at most {total - done} edits more"
+        if not self._said:
+            self._said = True
+            self._err.print(left)
+        self._status.update(f"{left}: {what}")
 
 
 def _kit_settings(model: str, editor: str) -> Mapping[str, Any]:
