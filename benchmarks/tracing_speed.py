@@ -14,11 +14,12 @@ import json
 import random
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from benchmarks.plain_tracing import plain_trace
-from guardedit.evaluation.facts import well_known
+from guardedit.evaluation.facts import read_facts, well_known
 from guardedit.models.handle import ModelHandle
 from guardedit.models.sources import load
 from guardedit.models.tracing import KINDS, Fact, TraceSettings, embedding_std, trace
@@ -52,15 +53,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--every", type=int, default=1, help="trace every n-th layer")
-    parser.add_argument("--facts", type=int, default=6, help="well-known facts, drawn by a seed")
+    parser.add_argument("--number", type=int, default=6, help="facts, drawn by a seed")
+    parser.add_argument("--facts", type=Path, help="a file of facts; default: well-known ones that ship")
+    parser.add_argument("--split", help="only this split of the file")
     parser.add_argument("--sample", type=int, default=30, help="plain passes timed a fact")
     args = parser.parse_args()
     torch.set_num_threads(1)
     handle, settings = load(), TraceSettings(every=args.every)
-    shipped = well_known()
-    std = embedding_std(handle, shipped.subjects)
+    listed = read_facts(args.facts, args.split) if args.facts else well_known()
+    std = embedding_std(handle, listed.subjects)
     rows = []
-    for drawn in random.Random(0).sample(shipped.facts, args.facts):
+    for drawn in random.Random(0).sample(listed.facts, args.number):
         fact = replace(drawn, answer=None)
         rows.append(compare(handle, fact, std, settings, args.sample))
         print(json.dumps({"fact": fact.filled, **{k: round(v, 7) for k, v in rows[-1].items()}}), flush=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from guardedit.errors import BadRequestError
-from guardedit.evaluation.readers import read_cases, with_neighbours
+from guardedit.evaluation.filling import with_neighbours
+from guardedit.evaluation.readers import read_cases
 from guardedit.evaluation.scoring import score_pairs
 from guardedit.models.control import relations
 from guardedit.models.handle import ModelHandle
