@@ -9,10 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from guardedit.editors.alphaedit import AlphaEditHparams, solve_alphaedit
+from guardedit.editors.emmet import EmmetHparams, solve_emmet
 from guardedit.editors.finetune import FinetuneHparams, FinetuneLHparams, solve_finetune
 from guardedit.editors.full_finetune import FullFinetuneHparams, solve_full_finetune
 from guardedit.editors.guarded import GuardedHparams, solve_guarded
 from guardedit.editors.lora import LoraHparams, solve_lora
+from guardedit.editors.memit import MemitHparams, solve_memit
 from guardedit.editors.rome import RomeHparams, solve_rome
 from guardedit.edits.deltas import EditDelta
 from guardedit.edits.inputs import SolveInputs
@@ -38,6 +41,16 @@ EDITORS: dict[str, Editor] = {
     "rome": Editor(RomeHparams, solve_rome, "one fact, one layer, rank one, in closed form"),
     "guarded": Editor(
         GuardedHparams, solve_guarded, "rome with a value that leaves the rest of its subject where it is"
+    ),
+    "emmet": Editor(EmmetHparams, solve_emmet, "many facts, each met exactly, in closed form", joint=True),
+    "memit": Editor(
+        MemitHparams,
+        solve_memit,
+        "many facts, weighed against ordinary text, over several layers",
+        joint=True,
+    ),
+    "alphaedit": Editor(
+        AlphaEditHparams, solve_alphaedit, "many facts, written where ordinary text has no energy", joint=True
     ),
     "finetune": Editor(FinetuneHparams, solve_finetune, "FT-M: descent on one layer's matrix", joint=True),
     "finetune-l": Editor(

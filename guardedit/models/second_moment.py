@@ -76,6 +76,22 @@ class SecondMoment:
         columns = x.to(self.matrix).reshape(x.shape[0], -1)
         return torch.cholesky_solve(columns, self.cholesky).reshape(x.shape)
 
+    def whiten(self, x: Float[Tensor, "d n"]) -> Float64[Tensor, "d n"]:
+        """L⁻¹x in float64, with C = LLᵀ: the columns in the metric C⁻¹."""
+        whitened: Tensor = torch.linalg.solve_triangular(self.cholesky, x.to(self.matrix), upper=False)
+        return whitened
+
+    def unwhiten(self, y: Float64[Tensor, "d n"]) -> Float64[Tensor, "d n"]:
+        """L⁻ᵀy: `unwhiten(whiten(x))` is C⁻¹x."""
+        back: Tensor = torch.linalg.solve_triangular(self.cholesky.T, y, upper=True)
+        return back
+
+    @cached_property
+    def eigen(self) -> tuple[Float64[Tensor, " d"], Float64[Tensor, "d d"]]:
+        """Eigenvalues of C, smallest first, and its eigenvectors as columns, computed once."""
+        values, axes = torch.linalg.eigh(self.matrix)
+        return values, axes
+
     def leverage(self, key: Float[Tensor, "d ..."]) -> Tensor:
         """kᵀC⁻¹k in float64, no unit: a scalar for k (d,), (n,) for columns (d, n). Its inverse: leakage."""
         return (key.to(self.matrix) * self.solve(key)).sum(0)
