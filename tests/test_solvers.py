@@ -5,10 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from closed_form_helpers import constrained, penalised
+from closed_form_helpers import problem as sized
 from edits_helpers import gaussian, metric, moment_of
 from torch import Tensor
 
-from guardedit.edits.solvers import solve
+from guardedit.edits import spectrum
+from guardedit.edits.solvers import solve, solve_batch
+from guardedit.edits.updates import Dense, LowRank
 from guardedit.errors import SolveError
 
 D_IN, D_OUT = 12, 5
@@ -16,7 +20,7 @@ D_IN, D_OUT = 12, 5
 
 def problem(batch: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Keys (d_in, batch), residuals (d_out, batch) and C."""
-    return gaussian(D_IN, batch, seed=seed), gaussian(D_OUT, batch, seed=seed + 50), metric(D_IN, seed)
+    return sized(batch, D_IN, D_OUT, seed)
 
 
 def cost(update: Tensor, c: Tensor) -> float:
@@ -27,13 +31,8 @@ def cost(update: Tensor, c: Tensor) -> float:
 @pytest.mark.parametrize("batch", [1, 2, 5, D_IN])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_update_is_the_solution_of_the_constrained_least_squares(batch: int, seed: int) -> None:
-    """Row by row: minimise w C wᵀ subject to Kᵀw = r, by its KKT system."""
     keys, residuals, c = problem(batch, seed)
-    found = solve(keys, residuals, moment_of(c)).dense()
-    k, r = keys.numpy(), residuals.numpy()
-    system = np.block([[2 * c.numpy(), k], [k.T, np.zeros((batch, batch))]])
-    right = np.concatenate([np.zeros((D_IN, D_OUT)), r.T])
-    expected = np.linalg.solve(system, right)[:D_IN].T
+    found, expected = solve(keys, residuals, moment_of(c)).dense(), constrained(keys, residuals, c)
     # Both solve systems of condition number up to some 1e5 in float64.
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-8, atol=1e-8 * np.abs(expected).max())
     assert float((found @ keys - residuals).norm() / residuals.norm()) < 1e-8
@@ -49,14 +48,13 @@ def test_no_other_update_that_meets_the_constraint_moves_text_less(seed: int) ->
     assert cost(other, c) > cost(best, c) * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("batch", [1, 4, D_IN, D_IN + 1, 5 * D_IN])
 @pytest.mark.parametrize("ridge", [1e-3, 1.0, 100.0])
-def test_with_a_ridge_it_is_the_penalised_least_squares(ridge: float) -> None:
-    """argmin ‖ΔW K − R‖² + λ tr(ΔW C ΔWᵀ), by its normal equations: one layer of MEMIT."""
-    keys, residuals, c = problem(4)
-    k = keys.numpy()
-    expected = np.linalg.solve(k @ k.T + ridge * c.numpy(), k @ residuals.numpy().T).T
+def test_with_a_ridge_it_is_the_penalised_least_squares(ridge: float, batch: int) -> None:
+    """argmin ‖ΔW K − R‖² + λ tr(ΔW C ΔWᵀ): one layer of MEMIT, also with more keys than dimensions."""
+    keys, residuals, c = problem(batch)
     found = solve(keys, residuals, moment_of(c), ridge).dense().numpy()
-    np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-8)
+    np.testing.assert_allclose(found, penalised(keys, residuals, c, ridge), rtol=1e-7, atol=1e-8)
 
 
 def test_a_vanishing_ridge_tends_to_the_constraint_and_a_huge_one_leaves_the_weight_alone() -> None:
@@ -148,3 +146,49 @@ def test_a_singular_second_moment_is_refused() -> None:
     keys, residuals, c = problem(1)
     with pytest.raises(SolveError, match="not positive definite"):
         solve(keys, residuals, moment_of(torch.zeros_like(c)))
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.5])
+def test_the_order_of_the_requests_does_not_matter(ridge: float) -> None:
+    keys, residuals, c = problem(4)
+    order = torch.tensor([2, 0, 3, 1])
+    first = solve(keys, residuals, moment_of(c), ridge).dense()
+    second = solve(keys[:, order], residuals[:, order], moment_of(c), ridge).dense()
+    torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("batch, kind", [(3, LowRank), (4, Dense), (9, Dense)])
+def test_factors_are_kept_as_long_as_they_are_smaller_than_the_matrix(batch: int, kind: type) -> None:
+    """3·(12 + 5) numbers against 12·5; either way it is the same update."""
+    keys, residuals, c = problem(batch)
+    update = solve(keys, residuals, moment_of(c))
+    assert isinstance(update, kind)
+    np.testing.assert_allclose(update.dense().numpy(), constrained(keys, residuals, c), rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 2.0])
+@pytest.mark.parametrize("exact", [0, 1024])
+def test_rank_and_condition_are_those_of_the_keys_in_the_metric(
+    exact: int, ridge: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decomposed or by Lanczos: the same figures up to the tolerance, and the same bits twice."""
+    monkeypatch.setattr(spectrum, "EXACT", exact)
+    keys, residuals, c = problem(6)
+    gram = keys.numpy().T @ np.linalg.solve(c.numpy(), keys.numpy()) + ridge * np.eye(6)
+    scale = np.sqrt(np.diag(gram))
+    expected = np.linalg.cond(gram / scale / scale[:, None])
+    first, second = (solve_batch(keys, residuals, moment_of(c), ridge) for _ in range(2))
+    assert first.condition == second.condition == pytest.approx(expected, rel=1e-2)
+    assert first.rank == (None if ridge and not exact else 6)
+
+
+@pytest.mark.parametrize("exact", [0, 1024])
+def test_dependent_keys_are_counted_before_the_ridge_and_refused_without(
+    exact: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spectrum, "EXACT", exact)
+    keys, residuals, c = problem(5)
+    keys[:, 4] = keys[:, 0] - 2 * keys[:, 1]
+    with pytest.raises(SolveError, match=r"5 keys span only (4|fewer) directions.* an editor with a ridge"):
+        solve(keys, residuals, moment_of(c))
+    assert solve_batch(keys, residuals, moment_of(c), 0.5).rank == (4 if exact else None)
