@@ -32,7 +32,8 @@ def collect_statistics(
     """Collect the layer's second moment over `n_tokens` of the given files, or of the model's own words without any.
 
     Files are read in turn, a text each, shuffled by `seed`, so that each is a domain of its own share. Resumable. The
-    result joins the model's kit (`out`, or where `load_kit` looks), which is made if there is none.
+    result joins the model's kit (`out`, or where `load_kit` looks), which is made for this layer if there is none: a
+    further layer makes a band for the editors that write several, and the kit stays at its own.
     """
     folder = out or kit_folder(handle.name)
     names = ", ".join(path.name for path in texts) or "text sampled from the model itself"
@@ -97,5 +98,5 @@ def texts_of(handle: ModelHandle, files: Sequence[Path], n_tokens: int, seed: in
 
 
 def _join_kit(folder: Path, layer: int) -> None:
-    known = read_kit(folder / KIT_FILE) if (folder / KIT_FILE).is_file() else {"hparams": {}}
-    write_kit(folder, layer=layer, hparams=known["hparams"])
+    known = read_kit(folder / KIT_FILE) if (folder / KIT_FILE).is_file() else {"layer": layer, "hparams": {}}
+    write_kit(folder, layer=known["layer"], hparams=known["hparams"])
