@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import replace
+
 import pytest
 from closed_form_helpers import FACTS
-from edits_helpers import CONTEXTS, LAYER
+from edits_helpers import CONTEXTS, LAYER, gaussian
 
 from guardedit.edits.batches import require_consistent, require_distinct_keys
 from guardedit.edits.keys import keys_of
@@ -53,6 +56,16 @@ def test_one_key_cannot_be_given_two_values(tiny: ModelHandle) -> None:
     twice = [*FACTS, fact("Marie Curie", "{} worked in", "Rome")]
     with pytest.raises(BadRequestError, match=r"request 3 .* request 5 .*layer 1 sees one key"):
         require_distinct_keys(twice, keys_of(tiny, twice, LAYER, CONTEXTS), LAYER)
+
+
+@pytest.mark.parametrize("noise, same", [(1e-6, True), (1e-2, False)])
+def test_rounding_does_not_make_two_keys_of_one(tiny_llama: ModelHandle, noise: float, same: bool) -> None:
+    """Rows of another length are padded otherwise, and float32 rounds otherwise."""
+    pair = (fact("Marie Curie", "{} worked in", "Rome"), FACTS[2])
+    first, second = keys_of(tiny_llama, pair, LAYER, CONTEXTS)
+    second = replace(second, k_star=first.k_star * (1 + noise * gaussian(64)))
+    with pytest.raises(BadRequestError, match="sees one key") if same else nullcontext():
+        require_distinct_keys(pair, [first, second], LAYER)
 
 
 def test_the_same_subject_behind_other_words_is_another_key(tiny: ModelHandle) -> None:

@@ -53,7 +53,10 @@ def plan(
     context: typer.Context,
     requests: Annotated[Path, typer.Argument(help="YAML or JSON: one request, or a list of them.")],
     editor: Annotated[
-        str, typer.Option("--editor", help="rome, finetune, finetune-l, finetune-full or lora.")
+        str,
+        typer.Option(
+            "--editor", help="rome, emmet, memit, alphaedit, finetune, finetune-l, finetune-full or lora."
+        ),
     ] = "rome",
     waive: WaiveOption = None,
     reason: ReasonOption = "",

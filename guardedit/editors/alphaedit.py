@@ -33,9 +33,9 @@ from guardedit.records import EditRequest
 class AlphaEditHparams(BandHparams):
     """Where AlphaEdit writes, and what it leaves alone."""
 
-    preserved_energy: float = 0.98
+    preserved_energy: float = 0.9
     """Share of trace(C) whose directions no update touches."""
-    l2: float = 1.0
+    l2: float = 0.1
     """Weight of ‖ΔW‖², in units of KᵀPK: a squared norm of keys in the free directions."""
 
     def __post_init__(self) -> None:
