@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
+from typing import Any
 
 from guardedit.config import cache_folder
 from guardedit.errors import BadRequestError
@@ -98,5 +99,7 @@ def texts_of(handle: ModelHandle, files: Sequence[Path], n_tokens: int, seed: in
 
 
 def _join_kit(folder: Path, layer: int) -> None:
-    known = read_kit(folder / KIT_FILE) if (folder / KIT_FILE).is_file() else {"layer": layer, "hparams": {}}
+    known: dict[str, Any] = {"layer": layer, "hparams": {}}
+    if (folder / KIT_FILE).is_file():
+        known = read_kit(folder / KIT_FILE)
     write_kit(folder, layer=known["layer"], hparams=known["hparams"])
