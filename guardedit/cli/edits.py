@@ -55,7 +55,8 @@ def plan(
     editor: Annotated[
         str,
         typer.Option(
-            "--editor", help="rome, emmet, memit, alphaedit, finetune, finetune-l, finetune-full or lora."
+            "--editor",
+            help="rome, guarded, emmet, memit, alphaedit, finetune, finetune-l, finetune-full or lora.",
         ),
     ] = "rome",
     waive: WaiveOption = None,
