@@ -33,8 +33,8 @@ from guardedit.edits.keys import keys_of
 from guardedit.edits.spreading import Wanted
 from guardedit.edits.values import Value, optimise_values
 from guardedit.evaluation.bootstrap import estimate
+from guardedit.evaluation.cases import EvalCase
 from guardedit.evaluation.metrics import CaseScores, PromptScore, case_metrics, harmonic_mean
-from guardedit.evaluation.readers import EvalCase
 from guardedit.evaluation.scoring import lay_out, score
 from guardedit.models.handle import ModelHandle
 from guardedit.models.statistics import SecondMoment
