@@ -53,6 +53,10 @@ def stats_collect(
     out: Annotated[
         Path | None, typer.Option("--out", help="Kit folder; default: where the model's kit lies.")
     ] = None,
+    band: Annotated[
+        bool,
+        typer.Option("--band", help="Add a layer for editors that write several; the kit stays at its own."),
+    ] = False,
     model: ModelOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
@@ -71,6 +75,7 @@ def stats_collect(
             seed,
             out,
             lambda n: status.update(f"{n} of {tokens} tokens"),
+            band=band,
         )
     document = {
         "hook_name": found.hook_name,

@@ -29,14 +29,17 @@ def collect_statistics(
     seed: int = 0,
     out: Path | None = None,
     progress: Callable[[int], None] | None = None,
+    *,
+    band: bool = False,
 ) -> SecondMoment:
     """Collect the layer's second moment over `n_tokens` of the given files, or of the model's own words without any.
 
     Files are read in turn, a text each, shuffled by `seed`, so that each is a domain of its own share. Resumable. The
-    result joins the model's kit (`out`, or where `load_kit` looks), which is made for this layer if there is none: a
-    further layer makes a band for the editors that write several, and the kit stays at its own.
+    result joins the model's kit (`out`, or where `load_kit` looks), which is made if there is none. The kit is then for
+    this layer, but with `band`, which adds one for the editors that write several and needs a kit.
     """
     folder = out or kit_folder(handle.name)
+    known = _known(folder, band)
     names = ", ".join(path.name for path in texts) or "text sampled from the model itself"
     state = cache_folder() / "statistics" / f"{handle.upstream_digest(layer)[7:23]}-{seed}.safetensors"
     found = collect(
@@ -50,7 +53,7 @@ def collect_statistics(
     )[key_hook(layer)]
     path = folder / "second_moments" / f"{key_hook(layer)}.safetensors"
     saved = found.save(path, compact=True)
-    _join_kit(folder, layer)
+    write_kit(folder, layer=known["layer"] if band else layer, hparams=known["hparams"])
     state.unlink(missing_ok=True)
     return saved
 
@@ -98,8 +101,12 @@ def texts_of(handle: ModelHandle, files: Sequence[Path], n_tokens: int, seed: in
     return (text for text in chain.from_iterable(zip_longest(*shuffled)) if text is not None)
 
 
-def _join_kit(folder: Path, layer: int) -> None:
-    known: dict[str, Any] = {"layer": layer, "hparams": {}}
-    if (folder / KIT_FILE).is_file():
-        known = read_kit(folder / KIT_FILE)
-    write_kit(folder, layer=known["layer"], hparams=known["hparams"])
+def _known(folder: Path, band: bool) -> dict[str, Any]:
+    """What the kit holds, where there is one."""
+    path = folder / KIT_FILE
+    if band and not path.is_file():
+        raise BadRequestError(
+            f"{folder} holds no kit that a layer could be added to; collect the layer that edits write to first, "
+            "without a band"
+        )
+    return read_kit(path) if path.is_file() else {"hparams": {}}
