@@ -16,8 +16,8 @@ from guardedit.models.statistics import SecondMoment
 from guardedit.records import EditRequest
 from guardedit.risk.banks import KeyBank
 from guardedit.risk.context import RiskContext
-from guardedit.risk.delta_stage import DeltaView
-from guardedit.risk.key_stage import KeyView
+from guardedit.risk.delta_view import DeltaView
+from guardedit.risk.key_view import KeyView
 from guardedit.saes.cards import Labels, LatentLabel, QualityCard
 from guardedit.saes.checkpoints import Sae
 

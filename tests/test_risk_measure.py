@@ -17,7 +17,8 @@ from guardedit.models.handle import ModelHandle
 from guardedit.records import EditRequest, RiskReport, Scope, canonical
 from guardedit.risk import compare, rehearsal
 from guardedit.risk.context import RiskContext
-from guardedit.risk.key_stage import measure_key, views_of
+from guardedit.risk.key_stage import measure_key
+from guardedit.risk.key_view import views_of
 from guardedit.risk.measure import SCORES, measure
 from guardedit.risk.neighbours import ProbeSizes
 from guardedit.risk.rehearsal import RehearsalView, rehearse

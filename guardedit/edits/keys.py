@@ -19,6 +19,9 @@ from guardedit.models.handle import ModelHandle, preserved
 from guardedit.models.hooks import key_hook, record
 from guardedit.records import EditRequest
 
+_MANY = 64
+"""Texts a forward pass where there are many of them."""
+
 
 @dataclass(frozen=True, eq=False)
 class Key:
@@ -99,6 +102,42 @@ def _key(rows: Sequence[tuple[Tensor, int, bool]]) -> Key:
     )
 
 
+def keys_of(
+    handle: ModelHandle, requests: Sequence[EditRequest], layer: int, contexts: Sequence[str]
+) -> tuple[Key, ...]:
+    """The keys of many requests, each as `key_of` takes it up to rounding, in few forward passes.
+
+    Raises BadRequestError as `key_of` does.
+    """
+    require_contexts(tuple(contexts))
+    texts = [context + request.filled for request in requests for context in contexts]
+    spans = [subject_span(request, context) for request in requests for context in contexts]
+    found: dict[int, tuple[Tensor, int, int]] = {}
+    order = by_length(texts)
+    for start in range(0, len(order), _MANY):
+        chunk = order[start : start + _MANY]
+        batch = handle.encode([texts[i] for i in chunk])
+        positions = last_token_of(batch["offsets"], batch["attention_mask"], [spans[i] for i in chunk])
+        keys = _run(handle, batch, layer)[torch.arange(len(chunk)), positions]
+        first_ends = batch["offsets"][:, 0, 1].tolist()
+        found.update(zip(chunk, zip(keys, positions, first_ends, strict=True), strict=True))
+    rows = [found[i] for i in range(len(texts))]
+    step = len(contexts)
+    return tuple(_key(rows[bare : bare + step], spans[bare]) for bare in range(0, len(rows), step))
+
+
+def _key(rows: Sequence[tuple[Tensor, int, int]], span: tuple[int, int]) -> Key:
+    """A key from each context's (key, position, end of the first token), the bare prompt first."""
+    per_context = torch.stack([key for key, _, _ in rows])
+    _, position, first_ends = rows[0]
+    return Key(per_context.double().mean(0), per_context, position, first_ends > span[0])
+
+
+def by_length(texts: Sequence[str]) -> list[int]:
+    """Indices of the texts, short ones first: rows of a batch are padded to its longest."""
+    return sorted(range(len(texts)), key=lambda index: (len(texts[index]), index))
+
+
 def keys_at_subject(
     handle: ModelHandle, prompts: Sequence[str], subjects: Sequence[str], layer: int, batch_size: int = 32
 ) -> Float[Tensor, "n d_in"]:
@@ -106,16 +145,28 @@ def keys_at_subject(
 
     Raises BadRequestError where a subject does not occur in its prompt, and for no prompts at all.
     """
+    return keys_at_subjects(handle, prompts, subjects, (layer,), batch_size)[layer]
+
+
+def keys_at_subjects(
+    handle: ModelHandle,
+    prompts: Sequence[str],
+    subjects: Sequence[str],
+    layers: Sequence[int],
+    batch_size: int = 32,
+) -> dict[int, Float[Tensor, "n d_in"]]:
+    """As `keys_at_subject` at several layers, which the same forward passes give."""
     _require_some(prompts)
     spans = [_find(prompt, subject) for prompt, subject in zip(prompts, subjects, strict=True)]
-    rows = []
+    rows: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     for start in range(0, len(prompts), batch_size):
         batch = handle.encode(prompts[start : start + batch_size])
         positions = last_token_of(
             batch["offsets"], batch["attention_mask"], spans[start : start + batch_size]
         )
-        rows.append(_run(handle, batch, layer)[torch.arange(len(positions)), positions])
-    return torch.cat(rows)
+        for layer, keys in _run_layers(handle, batch, layers).items():
+            rows[layer].append(keys[torch.arange(len(positions)), positions])
+    return {layer: torch.cat(found) for layer, found in rows.items()}
 
 
 def keys_at_last(
@@ -135,17 +186,31 @@ def keys_everywhere(
     handle: ModelHandle, prompts: Sequence[str], layer: int
 ) -> list[Float[Tensor, "seq d_in"]]:
     """Keys at every token of each prompt."""
+    return keys_everywhere_in(handle, prompts, (layer,))[layer]
+
+
+def keys_everywhere_in(
+    handle: ModelHandle, prompts: Sequence[str], layers: Sequence[int]
+) -> dict[int, list[Float[Tensor, "seq d_in"]]]:
+    """As `keys_everywhere` at several layers, which the same forward pass gives."""
     batch = handle.encode(prompts)
-    keys = _run(handle, batch, layer)
-    return [keys[row, : int(mask.sum())] for row, mask in enumerate(batch["attention_mask"])]
+    lengths = batch["attention_mask"].sum(1).tolist()
+    found = _run_layers(handle, batch, layers)
+    return {layer: [row[:n] for row, n in zip(keys, lengths, strict=True)] for layer, keys in found.items()}
 
 
 def _run(handle: ModelHandle, batch: dict[str, Tensor], layer: int) -> Float[Tensor, "batch seq d_in"]:
-    name = key_hook(layer)
+    return _run_layers(handle, batch, (layer,))[layer]
+
+
+def _run_layers(
+    handle: ModelHandle, batch: dict[str, Tensor], layers: Sequence[int]
+) -> dict[int, Float[Tensor, "batch seq d_in"]]:
+    names = {layer: key_hook(layer) for layer in layers}
     # Preserved, as a model left in train mode would drop out parts of the key.
-    with torch.no_grad(), preserved(handle), record(handle, [name], stop=True) as seen:
+    with torch.no_grad(), preserved(handle), record(handle, list(names.values()), stop=True) as seen:
         handle.hidden(batch["input_ids"], batch["attention_mask"])
-    return seen[name]
+    return {layer: seen[name] for layer, name in names.items()}
 
 
 def _require_some(prompts: Sequence[str]) -> None:

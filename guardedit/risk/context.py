@@ -27,7 +27,8 @@ class RiskContext:
 
     handle: ModelHandle
     layer: int
-    second_moment: SecondMoment
+    second_moment: SecondMoment | None
+    """None: scores that need it have no value."""
     key_sae: Sae | None
     """On the layer's key space; None: scores that need it have no value."""
     mlp_sae: Sae | None
@@ -38,13 +39,16 @@ class RiskContext:
     contexts: tuple[str, ...] = ("",)
     """Prefixes that the key is averaged over: the editor's own."""
     sizes: ProbeSizes = field(default_factory=ProbeSizes)
+    remarks: tuple[str, ...] = ()
+    """What a reader of scores measured with this must know; joins the report's notes."""
 
     def __post_init__(self) -> None:
         """Refuse statistics of another hook or width; whether they belong to these weights is checked on loading."""
         hook, width = key_hook(self.layer), self.handle.d_in(self.layer)
-        parts = {"second moment": (self.second_moment.hook_name, self.second_moment.width)}
-        parts["key bank"] = (hook, self.bank.keys.shape[1])
+        parts = {"key bank": (hook, self.bank.keys.shape[1])}
         parts["protected bank"] = (hook, self.protected.keys.shape[1])
+        if self.second_moment is not None:
+            parts["second moment"] = (self.second_moment.hook_name, self.second_moment.width)
         if self.key_sae is not None:
             parts["key-space SAE"] = (self.key_sae.hook_name, self.key_sae.d_in)
         for name, found in parts.items():
@@ -52,6 +56,15 @@ class RiskContext:
                 raise StatisticsMismatchError(
                     f"the {name} is of {found}, layer {self.layer} needs {(hook, width)}"
                 )
+
+    @property
+    def need_second_moment(self) -> SecondMoment:
+        """The second moment; raises MissingStatisticsError where there is none."""
+        if self.second_moment is None:
+            raise MissingStatisticsError(
+                f"no second moment of layer {self.layer}: guardedit stats collect --layer {self.layer}"
+            )
+        return self.second_moment
 
     @property
     def need_key_sae(self) -> Sae:
@@ -72,7 +85,7 @@ class RiskContext:
     def output_energy(self) -> float:
         """tr(W C Wᵀ) = E‖W x‖²: the mean-square output of the unedited module, the yardstick of every move."""
         weight = self.weight.double()
-        return float(((weight @ self.second_moment.matrix.cpu()) * weight).sum())
+        return float(((weight @ self.need_second_moment.matrix.cpu()) * weight).sum())
 
     @cached_property
     def neuron_latents(self) -> Float[Tensor, " d_in"]:
@@ -91,13 +104,17 @@ class RiskContext:
         energy = torch.stack([self.bank.of_domain(name).double().pow(2).mean(0) for name in names])
         return entropy_count(energy)
 
-    @cached_property
-    def reconstructed(self) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, "n d_in"]]:
-        """Evenly spaced bank keys and what the key-space SAE makes of them."""
+    @property
+    def sampled_keys(self) -> Float[Tensor, "n d_in"]:
+        """Evenly spaced bank keys."""
         step = max(1, len(self.bank.keys) // _RECONSTRUCTED)
-        keys = self.bank.keys[::step][:_RECONSTRUCTED]
+        return self.bank.keys[::step][:_RECONSTRUCTED]
+
+    @cached_property
+    def reconstructed(self) -> Float[Tensor, "n d_in"]:
+        """What the key-space SAE makes of the sampled keys."""
         with torch.no_grad():
-            return keys, self.need_key_sae.reconstruct(keys).float().cpu()
+            return self.need_key_sae.reconstruct(self.sampled_keys).float().cpu()
 
     def label_of(self, latent: int) -> tuple[str, tuple[str, ...]]:
         """What a latent of the key-space SAE fires on: its label and a few examples."""

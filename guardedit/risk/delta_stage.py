@@ -1,115 +1,60 @@
 """Risk from the solved update: what it does to every other key, in closed form and on banks.
 
-At the edited layer a token with key x moves by exactly ΔW x. Moves are compared with tr(W C Wᵀ) = E‖W x‖², the
+At an edited layer a token with key x moves by exactly ΔW x. Moves are compared with tr(W C Wᵀ) = E‖W x‖², the
 mean-square output of the unedited module, so that a share of 0.01 reads "1 % of what this module ordinarily says".
+Scores of a delta of several layers are sums over them, each with its own C, banks and SAE; what a layer's update does
+to the keys of layers above it is left to rehearsal and monitor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from guardedit.edits.deltas import EditDelta, LowRank, Update
-from guardedit.errors import MissingStatisticsError
+from guardedit.edits.deltas import EditDelta
 from guardedit.models.handle import preserved
 from guardedit.records import EditRequest, LatentLeak, Score, TokenMove
 from guardedit.risk.context import RiskContext, entropy_count
-from guardedit.risk.key_stage import KeyView, shown_tokens, views_of
+from guardedit.risk.delta_view import DeltaView, LayerPart
+from guardedit.risk.key_view import views_of
 from guardedit.risk.scores import Measured, ScoreRule, measure_all
+from guardedit.risk.shown import shown_tokens
 
 SHOWN_LATENTS = 12
 
 
-@dataclass(frozen=True)
-class DeltaView:
-    """One delta seen through the context of its layer."""
-
-    context: RiskContext
-    views: tuple[KeyView, ...]
-    delta: EditDelta
-
-    @cached_property
-    def update(self) -> Update:
-        """The update; raises MissingStatisticsError for a delta of another layer, of several, or of other weights."""
-        if not self.delta.touches_only_rewrite_modules:
-            raise MissingStatisticsError(
-                f"the delta changes {len(self.delta.changes)} parameters, not only rewrite modules: what it does to a "
-                "key is not ΔW x"
-            )
-        if self.delta.layers != (self.context.layer,):
-            raise MissingStatisticsError(
-                f"the delta changes layers {self.delta.layers}, statistics are those of layer {self.context.layer}"
-            )
-        return self.delta.update(self.context.layer)
-
-    @cached_property
-    def leakage(self) -> float:
-        """tr(ΔW C ΔWᵀ)."""
-        c, update = self.context.second_moment.matrix.cpu(), self.update
-        if isinstance(update, LowRank):
-            left, right = update.left.double().cpu(), update.right.double().cpu()
-            return float(((left.T @ left) * (right @ c @ right.T)).sum())
-        matrix = update.dense().double().cpu()
-        return float(((matrix @ c) * matrix).sum())
-
-    def energy(self, keys: Float[Tensor, "n d_in"]) -> Float[Tensor, " n"]:
-        """‖ΔW x‖² of each key, float64."""
-        return self.update.move(keys.double().cpu()).square().sum(-1)
-
-    @cached_property
-    def bank_moves(self) -> Float[Tensor, " n"]:
-        """‖ΔW x‖ of each bank key, float32."""
-        norms: Tensor = torch.linalg.vector_norm(self.update.move(self.context.bank.keys), dim=1)
-        return norms
-
-    def relative_moves(self, keys: Float[Tensor, "n d_in"]) -> Float[Tensor, " n"]:
-        """‖ΔW x‖ / ‖W x‖ of each key."""
-        moved, said = self.update.move(keys), keys @ self.context.weight.T
-        ratio: Tensor = torch.linalg.vector_norm(moved, dim=1) / torch.linalg.vector_norm(said, dim=1)
-        return ratio
-
-    @cached_property
-    def leaks(self) -> Float[Tensor, " d_sae"]:
-        """E[a_f²]·‖ΔW d_f‖² of each latent of the key-space SAE."""
-        sae = self.context.need_key_sae
-        return sae.energy.double().cpu() * self.energy(sae.W_dec)
-
-
 def leakage(view: DeltaView) -> Measured:
-    """tr(ΔW C ΔWᵀ) = E‖ΔW x‖²: mean-square move of a token of ordinary text at the edited layer.
+    """Σ_l tr(ΔW C ΔWᵀ) = E‖ΔW x‖²: mean-square move of a token of ordinary text, summed over the edited layers.
 
     Squared activation, 0 upwards; for rank one ‖r‖²/(kᵀC⁻¹k). The plug-in value over the n tokens of C is too small by
     (1 − d/n)⁻². Source: DESIGN, "The mathematics in one place"; ROME eq. 2.
     """
-    return Measured(view.leakage, view.context.second_moment.n_tokens)
+    return Measured(view.leakage, view.n_tokens)
 
 
 def leakage_share(view: DeltaView) -> Measured:
-    """tr(ΔW C ΔWᵀ) / tr(W C Wᵀ): the same as a share of the module's mean-square output. 0 upwards."""
-    return Measured(view.leakage / view.context.output_energy, view.context.second_moment.n_tokens)
+    """Σ_l tr(ΔW C ΔWᵀ) / Σ_l tr(W C Wᵀ): the same as a share of the modules' mean-square output. 0 upwards."""
+    return Measured(view.leakage / view.output_energy, view.n_tokens)
 
 
 def leakage_tail(view: DeltaView) -> Measured:
-    """q99 of ‖ΔW x‖ over bank tokens (which C did not see), divided by √tr(W C Wᵀ): how far the worst 1 % move.
+    """q99 over bank tokens (which C did not see) of √Σ_l ‖ΔW x‖², divided by √Σ_l tr(W C Wᵀ): how far the worst 1 % move.
 
-    Share of the module's root-mean-square output, 0 upwards; damage is driven by the tail, since p(x) is heavy-tailed.
+    Share of the modules' root-mean-square output, 0 upwards; damage is driven by the tail, since p(x) is heavy-tailed.
     """
-    tail = float(view.bank_moves.double().quantile(0.99))
-    return Measured(tail / view.context.output_energy**0.5, len(view.bank_moves))
+    moves = view.bank_moves
+    tail = float(moves.double().quantile(0.99))
+    return Measured(tail / view.output_energy**0.5, len(moves))
 
 
 def near_interference(view: DeltaView) -> Measured:
-    """Mean ‖ΔW x_j‖² over the keys of neighbours, divided by tr(W C Wᵀ). Share, 0 upwards.
+    """Mean over neighbours of Σ_l ‖ΔW x_j‖², x_j their keys, divided by Σ_l tr(W C Wᵀ). Share, 0 upwards.
 
     Near damage of single edits follows it (research: Spearman 0.91 in three tidy relations, 0.55 over natural cases).
     """
-    found = torch.cat([one.near_keys.float() for one in view.views])
-    return _interference(view, found, "no neighbours were named or found")
+    return _interference(view, lambda part: part.near_keys, "no neighbours were named or found")
 
 
 def protected_interference(domain: str) -> Callable[[DeltaView], Measured]:
@@ -122,26 +67,31 @@ def protected_interference(domain: str) -> Callable[[DeltaView], Measured]:
         """
         without = [one.request.subject for one in view.views]
         return _interference(
-            view, view.context.protected.of_domain(domain, without), f"no protected keys of {domain}"
+            view,
+            lambda part: part.context.protected.of_domain(domain, without),
+            f"no protected keys of {domain}",
         )
 
     return measure
 
 
-def _interference(view: DeltaView, keys: Float[Tensor, "n d_in"], missing: str) -> Measured:
-    if not len(keys):
+def _interference(view: DeltaView, keys: Callable[[LayerPart], torch.Tensor], missing: str) -> Measured:
+    energy = view.energy(keys)
+    if not len(energy):
         raise ZeroDivisionError(missing)
-    share = view.energy(keys) / view.context.output_energy
-    return Measured(float(share.mean()), len(keys), reason=f"largest {float(share.max()):.3g}")
+    share = energy / view.output_energy
+    return Measured(float(share.mean()), len(share), reason=f"largest {float(share.max()):.3g}")
 
 
 def latent_leak(view: DeltaView) -> Measured:
     """Σ_f E[a_f²]·‖ΔW d_f‖²: the polysemanticity of the write; how much of which concepts' energy the edit picks up.
 
     Squared activation, 0 upwards, to be read beside `leakage`: cross terms and what the SAE does not see are missing.
-    d_f are decoder rows of the key-space SAE. Source: DESIGN, latent leak; research/sae.md S2.
+    d_f are decoder rows of the key-space SAEs; an edited layer without one is not in the sum, and the remark names it.
+    Source: DESIGN, latent leak; research/sae.md S2.
     """
-    return Measured(float(view.leaks.sum()), len(view.leaks))
+    leaks = view.leaks
+    return Measured(float(leaks.sum()), len(leaks), reason=view.unseen)
 
 
 def latent_leak_count(view: DeltaView) -> Measured:
@@ -149,22 +99,22 @@ def latent_leak_count(view: DeltaView) -> Measured:
 
     Latents, 1 (one concept carries it all) to d_sae. NaN, hence no value, where nothing leaks.
     """
-    return Measured(float(entropy_count(view.leaks)), len(view.leaks))
+    return Measured(float(entropy_count(view.leaks)), len(view.leaks), reason=view.unseen)
 
 
 def leakage_explained(view: DeltaView) -> Measured:
     """E⟨ΔW x̂, ΔW x⟩ / E‖ΔW x‖² on bank tokens, x̂ the SAE's reconstruction: share of the leakage that the SAE explains.
 
     Share, reported within −1 to 1 (the raw value is in the remark where it lies outside): 1 all of it, 0 none, below 0
-    the SAE's picture points the other way, and then latent_leak says nothing.
+    the SAE's picture points the other way, and then latent_leak says nothing. An edited layer without an SAE counts as
+    not explained.
     """
-    keys, seen = view.context.reconstructed
-    moved, explained = view.update.move(keys.double()), view.update.move(seen.double())
-    raw = float((explained * moved).sum() / moved.square().sum())
+    explained, moved, n = view.explained
+    raw = explained / moved if moved else float("nan")
     clipped = min(1.0, max(-1.0, raw)) if raw == raw else raw
-    return Measured(
-        clipped, len(keys), reason=None if clipped == raw or raw != raw else f"raw value {raw:.3g}"
-    )
+    remarks = [] if clipped == raw or raw != raw else [f"raw value {raw:.3g}"]
+    remarks += [view.unseen] if view.unseen else []
+    return Measured(clipped, n, reason="; ".join(remarks) or None)
 
 
 def delta_norm_ratio(view: DeltaView) -> Measured:
@@ -206,10 +156,18 @@ class DeltaRisk:
     """Tokens in context with the largest ‖ΔW x‖ / ‖W x‖."""
 
 
-def measure_delta(context: RiskContext, requests: Sequence[EditRequest], delta: EditDelta) -> DeltaRisk:
-    """Scores of a solved delta, the latents whose directions it picks up, and the tokens it would move most."""
+def measure_delta(
+    context: RiskContext,
+    requests: Sequence[EditRequest],
+    delta: EditDelta,
+    others: Sequence[RiskContext] = (),
+) -> DeltaRisk:
+    """Scores of a solved delta, the latents whose directions it picks up, and the tokens it would move most.
+
+    `others`: the contexts of the delta's layers beside `context`'s.
+    """
     with preserved(context.handle):
-        return delta_risk(DeltaView(context, views_of(context, requests), delta))
+        return delta_risk(DeltaView(context, views_of(context, requests), delta, tuple(others)))
 
 
 def delta_risk(view: DeltaView) -> DeltaRisk:
@@ -220,24 +178,29 @@ def delta_risk(view: DeltaView) -> DeltaRisk:
     tokens: tuple[TokenMove, ...] = ()
     if value["leakage_tail"] is not None:
         requests = [one.request for one in view.views]
-        tokens = shown_tokens(view.context, requests, view.relative_moves)
+        tokens = shown_tokens(view.parts[0].context, requests, view.relative_moves)
     return DeltaRisk(scores, latents, tokens)
 
 
 def _top_latents(view: DeltaView) -> tuple[LatentLeak, ...]:
-    sae, total = view.context.need_key_sae, float(view.leaks.sum())
+    total = float(view.leaks.sum())
     if total <= 0:
         return ()
     order = view.leaks.argsort(descending=True, stable=True)[:SHOWN_LATENTS].tolist()
-    return tuple(
-        LatentLeak(
-            hook_name=sae.hook_name,
-            latent=latent,
-            leak=float(view.leaks[latent]),
-            share=float(view.leaks[latent]) / total,
-            label=view.context.label_of(latent)[0],
-            examples=view.context.label_of(latent)[1],
-            firing_rate=float(sae.firing_rate[latent]),
-        )
-        for latent in order
+    places = [(part.context, latent) for part in view.seen for latent in range(len(part.leaks))]
+    return tuple(_leak(places[place], float(view.leaks[place]), total) for place in order)
+
+
+def _leak(place: tuple[RiskContext, int], leak: float, total: float) -> LatentLeak:
+    context, latent = place
+    sae = context.need_key_sae
+    label, examples = context.label_of(latent)
+    return LatentLeak(
+        hook_name=sae.hook_name,
+        latent=latent,
+        leak=leak,
+        share=leak / total,
+        label=label,
+        examples=examples,
+        firing_rate=float(sae.firing_rate[latent]),
     )

@@ -6,112 +6,16 @@ what the subject moves by (Meng et al. 2022, eq. 2; Hu et al. 2024, "Knowledge i
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from guardedit.edits.keys import Key, key_of, keys_at_subject, keys_everywhere
 from guardedit.models.handle import preserved
 from guardedit.records import EditRequest, Score, TokenMove
-from guardedit.risk.banks import KeyBank
 from guardedit.risk.context import RiskContext, participation
-from guardedit.risk.neighbours import NearProbes, near_probes
+from guardedit.risk.key_view import KeyView
 from guardedit.risk.scores import Measured, ScoreRule, measure_all
-
-SHOWN_TOKENS = 12
-SHOWN_FACTS = 6
-
-
-@dataclass(frozen=True)
-class KeyView:
-    """One request seen from its key. Computed piece by piece, so that one failing piece hides no other."""
-
-    context: RiskContext
-    request: EditRequest
-    n_near: int
-
-    @cached_property
-    def key(self) -> Key:
-        """The key, over the context's prefixes."""
-        c = self.context
-        return key_of(c.handle, self.request, c.layer, c.contexts)
-
-    @cached_property
-    def k(self) -> Float[Tensor, " d_in"]:
-        """k_star, float64."""
-        return self.key.k_star.double().cpu()
-
-    @cached_property
-    def whitened(self) -> Float[Tensor, " d_in"]:
-        """C⁻¹k."""
-        return self.context.second_moment.solve(self.k).cpu()
-
-    @cached_property
-    def leverage(self) -> float:
-        """kᵀC⁻¹k; raises ZeroDivisionError unless it is positive."""
-        value = float(self.k @ self.whitened)
-        if not value > 0:
-            raise ZeroDivisionError(f"kᵀC⁻¹k is {value}; it must be positive")
-        return value
-
-    def p(self, keys: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n"]:
-        """p(x) of each key."""
-        return keys.double().cpu() @ self.whitened / self.leverage
-
-    @cached_property
-    def near(self) -> NearProbes:
-        """Prompts about other subjects."""
-        return near_probes(self.context.handle, self.request, self.n_near, self.context.seed)
-
-    @cached_property
-    def near_keys(self) -> Float[Tensor, "n d_in"]:
-        """A key per near prompt: at its subject's last token; where the subject is unknown, the one that moves most."""
-        c = self.context
-        known = [probe for probe in self.near.probes if probe.subject is not None]
-        whole = [probe.prompt for probe in self.near.probes if probe.subject is None]
-        found = []
-        if known:
-            subjects = [probe.subject or "" for probe in known]
-            found.append(keys_at_subject(c.handle, [probe.prompt for probe in known], subjects, c.layer))
-        for keys in keys_everywhere(c.handle, whole, c.layer) if whole else []:
-            # Position 0 is like no other; a one-token prompt has nothing else.
-            inside = keys[1:] if len(keys) > 1 else keys
-            found.append(inside[self.p(inside).abs().argmax()][None])
-        return torch.cat(found).cpu() if found else torch.empty(0, len(self.k))
-
-    @cached_property
-    def neuron_weights(self) -> Float[Tensor, " d_in"]:
-        """|k_n (C⁻¹k)_n| / Σ: how much of kᵀC⁻¹k a neuron carries."""
-        carried = (self.k * self.whitened).abs()
-        return carried / carried.sum()
-
-    @cached_property
-    def surprises(self) -> dict[str, tuple[float, int]]:
-        """Per named target, −log P(target | prompt) in nats, summed over its tokens, and their number."""
-        targets = [t for t in (self.request.target_true, self.request.target_new) if t is not None]
-        found = self.context.handle.token_logprobs([self.request.filled] * len(targets), targets)
-        return {
-            target: (-float(logprobs.double().sum()), len(logprobs))
-            for target, logprobs in zip(targets, found, strict=True)
-        }
-
-    @cached_property
-    def own_answer(self) -> tuple[str, float]:
-        """The model's most likely next token after the prompt and its log-probability in nats."""
-        handle = self.context.handle
-        batch = handle.encode([self.request.filled])
-        last = torch.zeros_like(batch["attention_mask"], dtype=torch.bool)
-        last[0, -1] = True
-        with torch.no_grad():
-            hidden = handle.hidden(batch["input_ids"], batch["attention_mask"])
-            logprobs = handle.logits_at(hidden, last)[0].double().log_softmax(-1)
-        top = int(logprobs.argmax())
-        return str(handle.tokenizer.decode([top])), float(logprobs[top])
+from guardedit.risk.shown import shown_tokens
 
 
 def key_leakage(view: KeyView) -> Measured:
@@ -120,7 +24,7 @@ def key_leakage(view: KeyView) -> Measured:
     Ratio, 0 upwards; far damage of single edits follows it (research: Spearman 0.94). The plug-in value over the same
     n tokens as C is too small by (1 − d/n)⁻². Source: statistical leverage; ROME eq. 2.
     """
-    return Measured(1.0 / view.leverage, view.context.second_moment.n_tokens)
+    return Measured(1.0 / view.leverage, view.context.need_second_moment.n_tokens)
 
 
 def key_near_interference(view: KeyView) -> Measured:
@@ -138,7 +42,7 @@ def key_near_interference(view: KeyView) -> Measured:
 
 def key_norm(view: KeyView) -> Measured:
     """‖k‖ / mean ‖x‖ over ordinary text. Ratio, 0 upwards; the trivial rival of key_leakage: long keys leak less."""
-    return Measured(float(view.k.norm()) / view.context.second_moment.mean_norm)
+    return Measured(float(view.k.norm()) / view.context.need_second_moment.mean_norm)
 
 
 def subject_position(view: KeyView) -> Measured:
@@ -252,42 +156,6 @@ def key_risk(view: KeyView) -> KeyRisk:
     scores = measure_all(KEY_SCORES, view, view.context.seed)
     if scores[0].value is None:  # without a usable key_leakage, p(x) means nothing
         return KeyRisk(scores, ())
-    return KeyRisk(scores, shown_tokens(view.context, (view.request,), lambda keys: view.p(keys).abs()))
-
-
-def shown_tokens(
-    context: RiskContext, requests: Sequence[EditRequest], move: Callable[[Tensor], Tensor]
-) -> tuple[TokenMove, ...]:
-    """What moves most, largest first: tokens of control text, and facts about other subjects than the edited ones."""
-    edited = [request.subject for request in requests]
-    facts = context.protected.part("facts", without=edited)
-    text = top_tokens_of(context.bank, move(context.bank.keys), SHOWN_TOKENS)
-    named = top_tokens_of(facts, move(facts.keys), SHOWN_FACTS) if len(facts.keys) else ()
-    return tuple(sorted((*text, *named), key=lambda token: -token.move))
-
-
-def top_tokens_of(bank: KeyBank, moves: Float[Tensor, " n"], shown: int) -> tuple[TokenMove, ...]:
-    """The bank's tokens that move most: each context once and at most two of a kind, so that no word fills the list."""
-    found: list[TokenMove] = []
-    kinds: Counter[str] = Counter()
-    contexts: set[str] = set()
-    for row in moves.argsort(descending=True, stable=True).tolist():
-        kind, context = bank.tokens[row].strip().lower(), bank.contexts[row]
-        if kinds[kind] == 2 or context in contexts or not torch.isfinite(moves[row]):
-            continue
-        kinds[kind] += 1
-        contexts.add(context)
-        found.append(
-            TokenMove(
-                context=context, token=bank.tokens[row], move=float(moves[row]), domain=bank.domains[row]
-            )
-        )
-        if len(found) == shown:
-            break
-    return tuple(found)
-
-
-def views_of(context: RiskContext, requests: Sequence[EditRequest]) -> tuple[KeyView, ...]:
-    """A view per request; the number of near prompts is shared among them."""
-    n_near = max(2, -(-context.sizes.near // len(requests)))
-    return tuple(KeyView(context, request, n_near) for request in requests)
+    return KeyRisk(
+        scores, shown_tokens(view.context, (view.request,), lambda pick: view.p(pick(view.context).keys).abs())
+    )

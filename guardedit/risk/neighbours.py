@@ -10,15 +10,14 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice, zip_longest
 
 from guardedit.models.control import next_tokens
-from guardedit.models.corpus import sample_texts
 from guardedit.models.handle import ModelHandle, preserved
 from guardedit.records import EditRequest, ProbePrompts
+from guardedit.risk.proposals import LISTS, proposals
 from guardedit.risk.relations import Match, match, stems
 from guardedit.risk.stems import article_of, behind, fill, stem_rounds, turns
 
 SPARE = 4
 """Same-subject stems beyond the number asked for, to make up for those that turn out to ask for the edited relation."""
-_LISTS, _LIST_TOKENS = 8, 12  # many short lists: a step costs the same for one row and for eight
 
 
 @dataclass(frozen=True)
@@ -116,6 +115,27 @@ def near_probes(handle: ModelHandle, request: EditRequest, n: int, seed: int = 0
         return _near(handle, request, match(request), n, seed)
 
 
+def near_probes_of(
+    handle: ModelHandle, requests: Sequence[EditRequest], n: int, seed: int = 0
+) -> tuple[NearProbes, ...]:
+    """The near prompts of many requests. Subjects that the model has to propose are asked for in one go, and fewer of
+    them a request: a list of names costs as much as all that the key screen measures beside."""
+    if len(requests) == 1:
+        return (near_probes(handle, requests[0], n, seed),)
+    found = [match(request) for request in requests]
+    short = [
+        request for request, known in zip(requests, found, strict=True)
+        if known is None and len(request.neighborhood) < n
+    ]  # fmt: skip
+    with preserved(handle):
+        lists = max(1, LISTS // max(1, len(short)))
+        proposed = dict(zip((request.subject for request in short), proposals(handle, short, lists, seed), strict=True))
+        return tuple(
+            _near(handle, request, known, n, seed, proposed.get(request.subject))
+            for request, known in zip(requests, found, strict=True)
+        )
+
+
 def noted(request: EditRequest, probes: Probes) -> Probes:
     """The probes with a note on how many prompts were named and how many made."""
     nothing = "" if probes.entailed else " (none named, and no rule for this relation)"
@@ -167,7 +187,15 @@ def _filtered_stems(handle: ModelHandle, request: EditRequest) -> Iterator[str]:
 # --- other subjects, same relation ---
 
 
-def _near(handle: ModelHandle, request: EditRequest, found: Match | None, n: int, seed: int) -> NearProbes:
+def _near(
+    handle: ModelHandle,
+    request: EditRequest,
+    found: Match | None,
+    n: int,
+    seed: int,
+    proposed: list[str] | None = None,
+) -> NearProbes:
+    """`proposed` are the model's own subjects where it has been asked for them already."""
     known = (request.prompt, *(found.relation.prompts if found is not None else ()))
     named = tuple(NearProbe(prompt, _subject_in(prompt, known)) for prompt in request.neighborhood)
     if len(named) >= n:
@@ -176,7 +204,8 @@ def _near(handle: ModelHandle, request: EditRequest, found: Match | None, n: int
         subjects, wordings = _table_subjects(request, found), found.relation.prompts
         origin = f"relation {found.relation.name!r} by {found.rule}"
     else:
-        subjects, wordings = _proposed(handle, request, seed), ()
+        subjects = proposed if proposed is not None else proposals(handle, [request], LISTS, seed)[0]
+        wordings = ()
         origin = f"{len(subjects)} subjects proposed by the model"
     generated = _near_prompts(request, subjects, wordings)
     seen = {probe.prompt: probe for probe in named}
@@ -230,18 +259,6 @@ def _about_targets(request: EditRequest) -> list[NearProbe]:
     targets = [target.strip() for target in (request.target_true, request.target_new) if target is not None]
     made = [NearProbe(fill(first, target, "", prefix), target) for target in targets]
     return made + [NearProbe(fill(second, target, "", ""), target) for target in targets]
-
-
-def _proposed(handle: ModelHandle, request: EditRequest, seed: int) -> list[str]:
-    """Names that the model lists after the subject, in order, without doubles."""
-    prompt = f"Some well-known examples are: {request.subject},"
-    texts = sample_texts(handle, _LISTS, _LIST_TOKENS, seed, [prompt], temperature=0.7)
-    lists = [text.removeprefix(prompt).split("\n")[0].split(",")[:-1] for text in texts]
-    names = [name.strip(" .\n\t\"'") for names in lists for name in names]
-    names = [name.removeprefix("and ").removeprefix(article_of(request)) for name in names]
-    good = [n for n in names if n and len(n.split()) <= 5 and n.isprintable() and "{" not in n]
-    own = request.subject.casefold()
-    return [name for name in dict.fromkeys(good) if name.casefold() not in own and own not in name.casefold()]
 
 
 # --- what the model answers ---

@@ -1,7 +1,8 @@
 """Risk by rehearsal: the solved update runs as a hook on prompts that an edit must not move; nothing is written.
 
 The only stage that sees same-subject damage: the key is the same there, and the value does the harm. Blocks below the
-edited layer run once for both sides; logits are computed at each prompt's last position only.
+edited layer run once for both sides; logits are computed at each prompt's last position only. Of very many requests,
+each one's own prompt is rehearsed and the prompts around it for a sample of them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from guardedit.models.handle import preserved
 from guardedit.records import EditRequest, ProbeChange, ProbePrompts, Scope, Score
 from guardedit.risk.compare import Compared, compare
 from guardedit.risk.context import RiskContext
-from guardedit.risk.key_stage import KeyView, views_of
+from guardedit.risk.key_view import KeyView, views_of
+from guardedit.risk.many import SURROUNDED, first_near, own_prompt, sample_requests, sampling_note, shared
 from guardedit.risk.neighbours import Probes, ProbeSizes, first_tokens, noted, unfiltered_probes
 from guardedit.risk.scores import Measured, ScoreRule, mean_with_interval, measure_all
 
@@ -37,13 +39,29 @@ class RehearsalView:
         """What the delta was solved for."""
         return tuple(view.request for view in self.views)
 
+    @property
+    def sampled(self) -> tuple[int, ...]:
+        """Requests whose surroundings are rehearsed, by index."""
+        return sample_requests(len(self.views), SURROUNDED, self.context.seed)
+
+    @property
+    def sizes(self) -> ProbeSizes:
+        """Prompts around each sampled request: the sizes of the context, shared among them."""
+        return shared(self.context.sizes, len(self.sampled))
+
     @cached_property
     def probes(self) -> tuple[Probes, ...]:
-        """Prompts around each request; the sizes of the context are shared among the requests."""
-        c, sizes = self.context, shared(self.context.sizes, len(self.requests))
+        """Prompts around each request; of those that are not sampled, the request's own prompt alone."""
+        chosen = set(self.sampled)
         return tuple(
-            unfiltered_probes(c.handle, view.request, sizes, c.seed, view.near) for view in self.views
+            self._around(view) if index in chosen else own_prompt(view.request)
+            for index, view in enumerate(self.views)
         )
+
+    def _around(self, view: KeyView) -> Probes:
+        c, sizes = self.context, self.sizes
+        near = view.near if len(self.views) == 1 else first_near(view.request, view.near, sizes.near)
+        return unfiltered_probes(c.handle, view.request, sizes, c.seed, near)
 
     @cached_property
     def compared(self) -> tuple[tuple[Compared, ...], ...]:
@@ -53,13 +71,14 @@ class RehearsalView:
         found = compare(
             handle, self.delta, [text for _, _, text in tagged], [scope for _, scope, _ in tagged]
         )
-        answers = [first_tokens(handle, request) for request in self.requests]
-        size = shared(self.context.sizes, len(self.requests)).subject
-        kept: list[tuple[Compared, ...]] = []
-        for index, request in enumerate(self.requests):
-            own = [one for (i, _, _), one in zip(tagged, found, strict=True) if i == index]
-            kept.append(_without_own_relation(own, request, answers[index], size))
-        return tuple(kept)
+        by_request: list[list[Compared]] = [[] for _ in self.views]
+        for (index, _, _), one in zip(tagged, found, strict=True):
+            by_request[index].append(one)
+        for index in self.sampled:
+            request = self.requests[index]
+            answers = first_tokens(handle, request)
+            by_request[index] = _without_own_relation(by_request[index], request, answers, self.sizes.subject)
+        return tuple(tuple(own) for own in by_request)
 
     def of(self, scope: Scope) -> tuple[Compared, ...]:
         """Comparisons of one scope."""
@@ -87,11 +106,6 @@ class RehearsalView:
         return {one: float(logprobs.double().sum().exp()) for one, logprobs in zip(asked, found, strict=True)}
 
 
-def shared(sizes: ProbeSizes, n_requests: int) -> ProbeSizes:
-    """Sizes for one of `n_requests`: the numbers divided, but two prompts a scope at least."""
-    return ProbeSizes(**{name: max(2, -(-size // n_requests)) for name, size in vars(sizes).items()})
-
-
 def _tagged(probes: Probes) -> Iterator[tuple[Scope, str]]:
     prompts = probes.prompts()
     groups: tuple[tuple[Scope, tuple[str, ...]], ...] = (
@@ -104,7 +118,7 @@ def _tagged(probes: Probes) -> Iterator[tuple[Scope, str]]:
 
 def _without_own_relation(
     found: Sequence[Compared], request: EditRequest, answers: frozenset[int], size: int
-) -> tuple[Compared, ...]:
+) -> list[Compared]:
     """Drop generated same-subject prompts that the unedited model answers with old or new target, then the spare."""
     named = set(request.same_subject)
     subject = [
@@ -112,7 +126,7 @@ def _without_own_relation(
         for one in found
         if one.scope == "subject" and (one.prompt in named or one.top_before not in answers)
     ]
-    return (*(one for one in found if one.scope != "subject"), *subject[: max(size, len(named))])
+    return [*(one for one in found if one.scope != "subject"), *subject[: max(size, len(named))]]
 
 
 def _kl(view: RehearsalView, scope: Scope) -> Measured:
@@ -211,9 +225,16 @@ def rehearsal_risk(view: RehearsalView) -> RehearsalRisk:
     """As `rehearse`, for a view that is there already, inside `preserved`."""
     scores = measure_all(REHEARSAL_SCORES, view, view.context.seed)
     if any(score.value is not None for score in scores):
-        prompts, notes = tuple(one.prompts() for one in view.used), tuple(one.note for one in view.used)
-        return RehearsalRisk(scores, _shown(view), prompts, notes)
+        return RehearsalRisk(scores, _shown(view), tuple(one.prompts() for one in view.used), _notes(view))
     return RehearsalRisk(scores, (), (), ())
+
+
+def _notes(view: RehearsalView) -> tuple[str, ...]:
+    """How the prompts came about; with many requests, whose they are."""
+    if len(view.views) == 1:
+        return tuple(one.note for one in view.used)
+    told = [f"{view.requests[index].subject}: {view.used[index].note}" for index in view.sampled]
+    return (*sampling_note(len(view.views), len(view.sampled), view.context.seed), *told)
 
 
 def _shown(view: RehearsalView) -> tuple[ProbeChange, ...]:
