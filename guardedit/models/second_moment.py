@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -110,11 +111,14 @@ class SecondMoment:
         return SecondMoment.load(path)
 
     @classmethod
-    def load(cls, path: Path, handle: ModelHandle | None = None) -> SecondMoment:
+    def load(
+        cls, path: Path, handle: ModelHandle | None = None, manifest: Mapping[str, str] | None = None
+    ) -> SecondMoment:
         """Read a file written by `save`.
 
         Raises IntegrityError where bytes were changed, and StatisticsMismatchError where `handle` is given and
-        its weights upstream of the hook are not those the file was collected on.
+        its weights upstream of the hook (those of `manifest`, where it is given) are not those the file was
+        collected on.
         """
         tensors, metadata = read_tensors(path)
         header = _checked_header(path, metadata)
@@ -125,12 +129,15 @@ class SecondMoment:
         plain = {name: header[name] for name in _HEADER}
         moment = cls(matrix=matrix, digest=metadata["digest"], **plain)
         if handle is not None:
-            moment.check(handle)
+            moment.check(handle, manifest)
         return moment
 
-    def check(self, handle: ModelHandle) -> None:
-        """Raise StatisticsMismatchError unless this was collected on the weights that `handle` holds now."""
-        found = handle.hook_digest(self.hook_name)
+    def check(self, handle: ModelHandle, manifest: Mapping[str, str] | None = None) -> None:
+        """Raise StatisticsMismatchError unless this was collected on the weights that `handle` holds now.
+
+        With `manifest`, on the weights of that version of the same model.
+        """
+        found = handle.hook_digest(self.hook_name, manifest)
         if found != self.upstream_digest:
             raise StatisticsMismatchError(
                 f"the second moment of {self.hook_name} was collected on weights {self.upstream_digest}, "

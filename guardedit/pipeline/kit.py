@@ -108,7 +108,7 @@ def load_kit(
 ) -> Kit:
     """Read and verify the model's kit.
 
-    `base_manifest` is that of the lineage's base, which SAEs are bound to; without it, the handle's own. Raises
+    `base_manifest` is that of the lineage's base, which second moments and SAEs are bound to; without it, the handle's own. Raises
     MissingStatisticsError where there is no kit yet, IntegrityError where a file was changed, StatisticsMismatchError
     where it was made for other weights or another width, and PolicyError for a policy that cannot be used.
     """
@@ -120,7 +120,7 @@ def load_kit(
         )
     plain = read_kit(folder / KIT_FILE)
     digests = _verified(folder, plain["files"])
-    moments = [SecondMoment.load(folder / name, handle) for name in plain["second_moments"]]
+    moments = [SecondMoment.load(folder / name, handle, base_manifest) for name in plain["second_moments"]]
     saes = _saes(handle, base_manifest)
     kit = Kit(
         folder=folder,

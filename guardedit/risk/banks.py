@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from guardedit.config import cache_folder
-from guardedit.edits.keys import keys_at_last, keys_at_subject
+from guardedit.edits.keys import keys_at_last, keys_at_subjects
 from guardedit.errors import IntegrityError
 from guardedit.models.control import control_digest, control_texts, load_facts
 from guardedit.models.corpus import tokenise_chunks
@@ -80,11 +80,19 @@ class _Row:
     subject: str = ""
 
 
-_Make = Callable[[], tuple[Tensor, list[_Row]]]
+_Make = Callable[[Sequence[int]], tuple[dict[int, Tensor], list[_Row]]]
+"""Keys at the layers asked for, and the words they stand in, which are the same at each."""
 
 
 def control_bank(handle: ModelHandle, layer: int, n_tokens: int = 4000, seed: int = 0) -> KeyBank:
     """Keys of about `n_tokens` tokens of control text (half "calibrate"), the same number from each domain."""
+    return control_banks(handle, (layer,), n_tokens, seed)[layer]
+
+
+def control_banks(
+    handle: ModelHandle, layers: Sequence[int], n_tokens: int = 4000, seed: int = 0
+) -> dict[int, KeyBank]:
+    """`control_bank` at several layers, of the same tokens; what is not cached is read in one go."""
     each = n_tokens // len(BANK_DOMAINS)
     texts = {domain: control_texts(handle, domain, each + 2 * ROW, seed) for domain in BANK_DOMAINS}
     recipe = {
@@ -92,53 +100,65 @@ def control_bank(handle: ModelHandle, layer: int, n_tokens: int = 4000, seed: in
         "each": each,
         **{name: control_digest(lines) for name, lines in texts.items()},
     }
-    return _cached(handle, layer, recipe, lambda: _text_keys(handle, layer, texts, each))
+    return _cached(handle, layers, recipe, lambda missing: _text_keys(handle, missing, texts, each))
 
 
 def protected_bank(handle: ModelHandle, layer: int, n_tokens: int = 2000, seed: int = 0) -> KeyBank:
     """Keys that an edit must leave alone: facts at subject and last token, Python code, prose (other text than the
     control bank's where there is enough of it)."""
+    return protected_banks(handle, (layer,), n_tokens, seed)[layer]
+
+
+def protected_banks(
+    handle: ModelHandle, layers: Sequence[int], n_tokens: int = 2000, seed: int = 0
+) -> dict[int, KeyBank]:
+    """`protected_bank` at several layers, of the same tokens; what is not cached is read in one go."""
     facts = load_facts(handle)
     each = n_tokens // 2
     texts = {name: control_texts(handle, name, each + 2 * ROW, seed + 1) for name in ("python", "prose")}
     recipe = {"kind": "protected", "each": each, "facts": control_digest(fact.filled for fact in facts)}
     recipe |= {name: control_digest(lines) for name, lines in texts.items()}
 
-    def make() -> tuple[Tensor, list[_Row]]:
-        keys, rows = _text_keys(handle, layer, texts, each)
+    def make(missing: Sequence[int]) -> tuple[dict[int, Tensor], list[_Row]]:
+        keys, rows = _text_keys(handle, missing, texts, each)
         prompts, subjects = [fact.filled for fact in facts], [fact.subject for fact in facts]
-        at_subject = keys_at_subject(handle, prompts, subjects, layer)
-        at_last = keys_at_last(handle, prompts, layer)
+        at_subject = keys_at_subjects(handle, prompts, subjects, missing)
+        at_last = {layer: keys_at_last(handle, prompts, layer) for layer in missing}
         told = [_Row(fact.subject.split()[-1], fact.filled, "facts", fact.subject) for fact in facts]
         ends = [_Row(fact.filled.split()[-1], fact.filled, "facts", fact.subject) for fact in facts]
-        return torch.cat([keys, at_subject.float(), at_last.float()]), [*rows, *told, *ends]
+        whole = {
+            layer: torch.cat([keys[layer], at_subject[layer].float(), at_last[layer].float()])
+            for layer in missing
+        }
+        return whole, [*rows, *told, *ends]
 
-    return _cached(handle, layer, recipe, make)
+    return _cached(handle, layers, recipe, make)
 
 
 def _text_keys(
-    handle: ModelHandle, layer: int, texts: dict[str, list[str]], each: int
-) -> tuple[Float[Tensor, "n d_in"], list[_Row]]:
+    handle: ModelHandle, layers: Sequence[int], texts: dict[str, list[str]], each: int
+) -> tuple[dict[int, Float[Tensor, "n d_in"]], list[_Row]]:
     """Keys of up to `each` tokens a domain."""
-    name = key_hook(layer)
-    found: list[Tensor] = []
+    names = {layer: key_hook(layer) for layer in layers}
+    found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     rows: list[_Row] = []
     for domain, lines in texts.items():
         left = each
         for ids, mask in tokenise_chunks(handle, lines, length=ROW, batch_size=8):
             if left <= 0:
                 break
-            with torch.no_grad(), record(handle, [name], stop=True) as seen:
+            with torch.no_grad(), record(handle, list(names.values()), stop=True) as seen:
                 handle.hidden(ids, mask)
             where = mask.bool()
             where[:, 0] = False
             places = where.nonzero()[:left]
-            found.append(seen[name][places[:, 0], places[:, 1]].float().cpu())
+            for layer, name in names.items():
+                found[layer].append(seen[name][places[:, 0], places[:, 1]].float().cpu())
             rows += [
                 _words(handle, ids[row], int(mask[row].sum()), at, domain) for row, at in places.tolist()
             ]
             left -= len(places)
-    return torch.cat(found), rows
+    return {layer: torch.cat(parts) for layer, parts in found.items()}, rows
 
 
 def _words(handle: ModelHandle, ids: Tensor, length: int, at: int, domain: str) -> _Row:
@@ -147,20 +167,41 @@ def _words(handle: ModelHandle, ids: Tensor, length: int, at: int, domain: str) 
     return _Row(str(decode(ids[at : at + 1].tolist())), str(decode(ids[start:end].tolist())), domain)
 
 
-def _cached(handle: ModelHandle, layer: int, recipe: dict[str, object], make: _Make) -> KeyBank:
-    """The bank of this recipe from the cache, or computed and put there. A file that is broken is made anew."""
-    digest = digest_of(
-        {**recipe, "format": _FORMAT, "layer": layer, "upstream": handle.upstream_digest(layer)}
-    )
-    path = cache_folder() / "banks" / f"{digest.removeprefix('sha256:')}.safetensors"
-    if path.is_file():
-        try:
-            return _read(path, digest)
-        except IntegrityError:
-            pass  # a cache: what is broken in it is computed again from what it was made of
-    with preserved(handle):
-        keys, rows = make()
-    bank = KeyBank(
+def _cached(
+    handle: ModelHandle, layers: Sequence[int], recipe: dict[str, object], make: _Make
+) -> dict[int, KeyBank]:
+    """The banks of this recipe from the cache, or computed and put there. A file that is broken is made anew."""
+    upstream = _upstream(handle, layers)
+    digests = {
+        layer: digest_of({**recipe, "format": _FORMAT, "layer": layer, "upstream": upstream[layer]})
+        for layer in layers
+    }
+    paths = {
+        layer: cache_folder() / "banks" / f"{digest.removeprefix('sha256:')}.safetensors"
+        for layer, digest in digests.items()
+    }
+    found = {layer: _read_cached(paths[layer], digests[layer]) for layer in layers}
+    missing = [layer for layer, bank in found.items() if bank is None]
+    if missing:
+        with preserved(handle):
+            keys, rows = make(missing)
+        found |= {layer: _bank(keys[layer], rows, digests[layer]) for layer in missing}
+    banks = {layer: bank for layer, bank in found.items() if bank is not None}
+    for layer in missing:
+        _write(paths[layer], banks[layer])
+    return banks
+
+
+def _upstream(handle: ModelHandle, layers: Sequence[int]) -> dict[int, str]:
+    """What the keys of each layer depend on; the weights are hashed once however many layers there are."""
+    if len(layers) == 1:
+        return {layers[0]: handle.upstream_digest(layers[0])}
+    manifest = handle.manifest()
+    return {layer: handle.hook_digest(key_hook(layer), manifest) for layer in layers}
+
+
+def _bank(keys: Tensor, rows: Sequence[_Row], digest: str) -> KeyBank:
+    return KeyBank(
         keys=keys,
         tokens=tuple(row.token for row in rows),
         contexts=tuple(row.context for row in rows),
@@ -168,8 +209,13 @@ def _cached(handle: ModelHandle, layer: int, recipe: dict[str, object], make: _M
         subjects=tuple(row.subject for row in rows),
         digest=digest,
     )
-    _write(path, bank)
-    return bank
+
+
+def _read_cached(path: Path, digest: str) -> KeyBank | None:
+    try:
+        return _read(path, digest) if path.is_file() else None
+    except IntegrityError:
+        return None  # a cache: what is broken in it is computed again from what it was made of
 
 
 def _write(path: Path, bank: KeyBank) -> None:
