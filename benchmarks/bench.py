@@ -33,8 +33,9 @@ from guardedit.edits.deltas import EditDelta
 from guardedit.edits.inputs import SolveInputs
 from guardedit.evaluation.datasets import with_contexts
 from guardedit.models.handle import ModelHandle
+from guardedit.pipeline.asking import complete
+from guardedit.pipeline.measuring import risk_context
 from guardedit.pipeline.monitoring import MONITOR_SIZES
-from guardedit.pipeline.planning import complete, risk_context
 from guardedit.pipeline.workspace import Workspace
 from guardedit.records import EditRequest
 from guardedit.risk.measure import RiskContext, measure, measure_key

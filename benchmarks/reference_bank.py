@@ -34,8 +34,8 @@ from guardedit.gate.reference import ReferenceBank
 from guardedit.pipeline import Guard
 from guardedit.pipeline import open as open_guard
 from guardedit.pipeline.kit import DRIFT_BANK, PREOP_BANK, write_kit
+from guardedit.pipeline.measuring import risk_context
 from guardedit.pipeline.monitoring import MONITOR_SIZES
-from guardedit.pipeline.planning import risk_context
 from guardedit.records import DeltaRecord, DriftReport, EditRequest, RiskReport, canonical, digest_of_bytes
 from guardedit.risk.delta_stage import measure_delta
 from guardedit.risk.measure import measure, measure_key

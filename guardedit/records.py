@@ -286,6 +286,33 @@ class Judgement(Record):
     policy_digest: Digest
 
 
+class Screened(Record):
+    """What the policy said of one of many requests from its key alone, before anything was solved."""
+
+    subject: str
+    prompt: str
+    """With its subject in place."""
+    target_new: str
+    stopped: bool
+    reason: str
+    """What decided, in plain words."""
+    scores: dict[str, float | None] = {}
+    """Key scores by name; None where one could not be measured."""
+    findings: tuple[Finding, ...] = ()
+    """Findings that do not pass or were waived."""
+
+
+class RequestOutcome(Record):
+    """What became of one request of a joint plan on the staged copy. P is that of the whole target."""
+
+    p_new_before: float
+    p_new_after: float
+    p_old_before: float | None = None
+    p_old_after: float | None = None
+    holds: bool
+    """Per token, the new target is more likely than the old one, as efficacy counts it."""
+
+
 class Plan(Record):
     """A solved, measured and judged edit. An approval names the digest of this record's bytes."""
 
@@ -293,8 +320,11 @@ class Plan(Record):
     created: str
     author: str
     requests: tuple[EditRequest, ...]
+    """What was solved together; where `delta` changes nothing, what would have been."""
     stopped: tuple[EditRequest, ...] = ()
     """Requests left out of a joint solve because the policy stops them."""
+    screened: tuple[Screened, ...] = ()
+    """A row for each of many requests, in the order in which they were asked for."""
     editor: str
     model_name: str
     model_digest: Digest
@@ -313,6 +343,11 @@ class Plan(Record):
     def digest(self) -> str:
         """What an approval signs."""
         return digest_of(self)
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether more than one request was asked for."""
+        return len(self.requests) + len(self.stopped) > 1
 
 
 class Decision(Record):
@@ -394,7 +429,10 @@ class AuditReport(Record):
     """The same against the lineage's base, when that is not the previous version."""
     postop: Judgement | None = None
     target_probabilities: dict[str, float] = {}
-    """"old_before", "new_before", "old_after", "new_after"."""
+    """"old_before", "new_before", "old_after", "new_after"; of a joint plan the means, with the lowest P(new) as
+    "new_after_worst" and the highest P(old) as "old_after_worst"."""
+    outcomes: tuple[RequestOutcome, ...] = ()
+    """Of a joint plan, one for each of its requests."""
     digest_before: Digest
     digest_staged: Digest | None = None
     digest_after: Digest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from guardedit.audit import many
 from guardedit.audit.sheet import Bar, Bars, Cell, Dumbbells, Picture, Quote, Section, Table
 from guardedit.audit.tables import ROWS, left_out, limits_table, probes_table, scores_table
 from guardedit.audit.words import excerpt, percent, visible
@@ -12,16 +13,15 @@ from guardedit.records import AuditReport, RiskReport
 
 def fact(audit: AuditReport) -> Section:
     """Old and new answer, before and after."""
-    many = len(audit.plan.requests) > 1
     picture = _targets(audit)
     absent = () if picture else ("The probabilities of the old and the new answer were not measured.",)
-    lead = ("With several facts, the picture shows their mean.",) if many and picture else ()
+    lead = many.lead(audit, _after(audit)[1]) if len(audit.plan.requests) > 1 and picture else ()
     return Section(
         "fact",
         "The fact, before and after",
         (*lead, *absent),
         (picture,) if picture else (),
-        _requests(audit),
+        tuple(table for table in _requests(audit) if table.rows),
     )
 
 
@@ -78,23 +78,12 @@ def _answer_names(audit: AuditReport) -> dict[str, str]:
 
 
 def _requests(audit: AuditReport) -> tuple[Table, ...]:
-    head = ("Prompt", "Says today", "Shall say")
-    tables = []
-    for caption, group in (
-        ("What was asked", audit.plan.requests),
-        ("Asked for and left out by the policy", audit.plan.stopped),
-    ):
-        rows = tuple(
-            (
-                visible(r.filled) + " …",
-                visible((r.target_true or "whatever it says").strip(" ")),
-                visible(r.target_new.strip(" ")),
-            )
-            for r in group
-        )
-        if rows:
-            tables.append(Table(caption, head, rows[:200], note=left_out(len(rows), 200)))
-    return tuple(tables)
+    return (many.asked(audit), many.left_out_table(audit)) if audit.plan.is_joint else (_asked(audit),)
+
+
+def _asked(audit: AuditReport) -> Table:
+    rows = tuple(many.words_of(r) for r in audit.plan.requests)
+    return Table("What was asked", many.HEAD, rows)
 
 
 def disturbance(audit: AuditReport) -> Section:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from guardedit.audit.many import request_rows
 from guardedit.audit.report import markdown_cell, markdown_text
 from guardedit.audit.sheet import Table
 from guardedit.audit.story import allowed, observed, tell
@@ -86,6 +87,7 @@ def params(audit: AuditReport) -> dict[str, str]:
         "model": plan.model_name,
         "seed": plan.seed,
         "requests": len(plan.requests),
+        **({"stopped": len(plan.stopped)} if plan.is_joint else {}),
         "digest.model": plan.model_digest,
         "digest.policy": plan.policy_digest,
         "digest.delta": plan.delta.file_digest,
@@ -139,6 +141,13 @@ def _edit(audit: AuditReport) -> dict[str, float]:
         if isinstance(value, int | float) and not isinstance(value, bool):
             found[f"edit/{name}"] = float(value)
     found["edit/tensors"] = float(len(delta.changes))
+    if audit.plan.is_joint:
+        found |= {
+            "edit/requests": float(len(audit.plan.requests)),
+            "edit/stopped": float(len(audit.plan.stopped)),
+        }
+    if audit.outcomes:
+        found["edit/requests_held"] = float(sum(row.holds for row in audit.outcomes))
     if delta.changes:
         found["edit/delta_norm_ratio"] = max(c.delta_norm_ratio for c in delta.changes)
     return found
@@ -200,8 +209,7 @@ def stage_description(audit: AuditReport, stage: Stage) -> str:
 def tables(audit: AuditReport) -> dict[str, list[Row]]:
     """Rows by artifact path; empty tables are left out."""
     found = {
-        "tables/requests.json": [_request(r, "planned") for r in audit.plan.requests]
-        + [_request(r, "stopped") for r in audit.plan.stopped],
+        "tables/requests.json": request_rows(audit),
         "tables/limits.json": _limit_rows(audit),
         "tables/scores.json": _score_rows(audit),
         "tables/concepts_at_risk.json": [x.model_dump(mode="json") for x in audit.plan.risk.latents],
@@ -224,18 +232,6 @@ def _drift_tables(report: DriftReport) -> dict[str, list[Row]]:
         ][:2000],
         f"tables/domains{end}.json": [x.model_dump(mode="json") for x in report.domains],
         f"tables/prompts_after{end}.json": [x.model_dump(mode="json") for x in report.probes],
-    }
-
-
-def _request(request: Any, state: str) -> Row:
-    return {
-        "state": state,
-        "subject": request.subject,
-        "prompt": request.filled,
-        "target_true": request.target_true,
-        "target_new": request.target_new,
-        "relation": request.relation,
-        "reason": request.reason,
     }
 
 

@@ -35,7 +35,9 @@ def tell(audit: AuditReport) -> Story:
 
 def title_of(audit: AuditReport) -> str:
     """ "Eiffel Tower: Paris → Rome"; the number of facts when there are many."""
-    requests = audit.plan.requests
+    requests, stopped = audit.plan.requests, audit.plan.stopped
+    if not audit.plan.delta.changes and stopped:
+        return f"{len(requests) + len(stopped)} facts, {len(stopped)} stopped by the policy"
     if len(requests) != 1:
         return f"{len(requests)} facts changed together"
     one = requests[0]
@@ -121,7 +123,8 @@ def _asked(audit: AuditReport) -> tuple[str, ...]:
     if len(plan.requests) > 3:
         lines.append(f"And {len(plan.requests) - 3} more; all are listed below.")
     if plan.stopped:
-        lines.append(f"{len(plan.stopped)} more were asked for and left out, because the policy stops them.")
+        so = "left out" if plan.delta.changes else "nothing was solved"
+        lines.append(f"{len(plan.stopped)} more were asked for: {so}, because the policy stops them.")
     reasons = list(dict.fromkeys(visible(r.reason) for r in plan.requests if r.reason))
     return (
         *lines,
@@ -271,7 +274,11 @@ def _action(audit: AuditReport) -> str:
 
 
 def _warnings(audit: AuditReport) -> tuple[str, ...]:
-    texts = [t for r in audit.plan.requests for t in (r.subject, r.target_new, r.target_true or "")]
+    texts = [
+        t
+        for r in (*audit.plan.requests, *audit.plan.stopped)
+        for t in (r.subject, r.target_new, r.target_true or "")
+    ]
     found = [remark for t in texts if (remark := mixed_scripts(t))]
     hidden = [t for t in texts if visible(t) != t]
     if hidden:

@@ -51,7 +51,9 @@ def demo(
 @app.command()
 def plan(
     context: typer.Context,
-    requests: Annotated[Path, typer.Argument(help="YAML or JSON: one request, or a list of them.")],
+    requests: Annotated[
+        Path, typer.Argument(help="YAML or JSON (one request, or a list of them), or JSON lines (.jsonl).")
+    ],
     editor: Annotated[
         str,
         typer.Option(
@@ -59,6 +61,9 @@ def plan(
             help="rome, guarded, emmet, memit, alphaedit, finetune, finetune-l, finetune-full or lora.",
         ),
     ] = "rome",
+    each: Annotated[
+        bool, typer.Option("--each", help="A plan for each request, also with a joint editor.")
+    ] = False,
     waive: WaiveOption = None,
     reason: ReasonOption = "",
     expires: Annotated[
@@ -71,10 +76,11 @@ def plan(
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Solve each request, measure what else it would change, judge it; nothing is written to the model."""
+    """Solve the requests, measure what else they would change, judge it; nothing is written to the model."""
     from guardedit.gate.approvals import make_waiver
+    from guardedit.pipeline.asking import understood
     from guardedit.pipeline.hparams import read_hparams
-    from guardedit.pipeline.planning import read_requests, understood
+    from guardedit.pipeline.reading import read_requests
 
     options = from_context(context, model, home, as_json, seed=seed, policy=policy)
     asked = read_requests(requests)
@@ -83,9 +89,8 @@ def plan(
     now = datetime.now(UTC)
     waivers = [make_waiver(metric, guard.user, reason, expires, now) for metric in waive or ()]
     with working(guard):
-        plans = [
-            guard.plan(request, editor, waivers, settings) for request in understood(guard, asked, editor)
-        ]
+        groups = understood(guard, asked, editor, each)
+        plans = [guard.plan(group, editor, waivers, settings) for group in groups]
     from guardedit.cli.words import plan_document, plan_text
 
     document: dict[str, Any] = {"plans": [plan_document(made) for made in plans]}

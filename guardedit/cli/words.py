@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from guardedit.pipeline.reporting import Published
-from guardedit.records import Finding, Judgement, Plan, RiskReport, Score
+from guardedit.records import AuditReport, Finding, Judgement, Plan, RiskReport, Score
 
 _MARKS = {"pass": "ok  ", "fail": "FAIL", "inconclusive": "?   "}
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u200b-\u200f]")
@@ -53,6 +53,19 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         "scores": scores_document(plan.risk.scores, plan.judgement),
         "delta": plan.delta.model_dump(mode="json"),
         "seconds": plan.risk.seconds,
+        **(_joint_document(plan) if plan.is_joint else {}),
+    }
+
+
+def _joint_document(plan: Plan) -> dict[str, Any]:
+    """What only a plan of many requests has: those that are left out, and how each was screened."""
+    reasons = [row.reason for row in plan.screened if row.stopped]
+    return {
+        "stopped": [
+            {**request.model_dump(mode="json", exclude_none=True), "stopped_because": reason}
+            for request, reason in zip(plan.stopped, reasons, strict=True)
+        ],
+        "screened": [row.model_dump(mode="json", exclude_none=True) for row in plan.screened],
     }
 
 
@@ -64,6 +77,7 @@ def edit_document(published: Published) -> dict[str, Any]:
         **plan_document(audit.plan),
         "outcome": audit.outcome,
         "target_probabilities": audit.target_probabilities or _rehearsed(audit.plan.risk),
+        **({"outcomes": [row.model_dump(mode="json") for row in audit.outcomes]} if audit.outcomes else {}),
         "digest_before": audit.digest_before,
         "digest_staged": audit.digest_staged,
         "digest_after": audit.digest_after,
@@ -102,16 +116,29 @@ def _latent_counts(published: Published) -> dict[str, int]:
 
 def plan_text(plan: Plan) -> str:
     """A plan for people: what, verdict, findings, who else would notice."""
-    request = plan.requests[0]
     lines = [
         f"plan {plan.plan_id}   {plan.digest[:19]}…",
-        f"  {clean(request.filled)}: {clean(request.target_true or '?')} -> {clean(request.target_new)}",
-        f"  solved by {plan.editor}",
+        *_request_lines(plan),
+        f"  solved by {plan.editor}" if plan.delta.changes else "  nothing was solved",
         f"  {plan.judgement.outcome.upper()}: {clean(plan.judgement.reason)}",
         *findings_lines(plan.judgement),
         *disturbed_lines(plan.risk),
     ]
     return "\n".join(lines)
+
+
+def _request_lines(plan: Plan, n: int = 10) -> list[str]:
+    """What is to change, and of many requests which are left out."""
+    lines = [
+        f"  {clean(request.filled)}: {clean(request.target_true or '?')} -> {clean(request.target_new)}"
+        for request in plan.requests[:n]
+    ]
+    lines += [f"  … and {len(plan.requests) - n} more requests"] if len(plan.requests) > n else []
+    out = [row for row in plan.screened if row.stopped]
+    lines += [
+        f"  STOPPED {clean(row.prompt)} -> {clean(row.target_new)}: {clean(row.reason)}" for row in out[:n]
+    ]
+    return lines + ([f"  … and {len(out) - n} more stopped"] if len(out) > n else [])
 
 
 def findings_lines(judgement: Judgement, closest: int | None = None) -> list[str]:
@@ -153,16 +180,28 @@ def disturbed_lines(risk: RiskReport, n: int = 3) -> list[str]:
     return lines
 
 
+def _targets(audit: AuditReport) -> str:
+    """P(new) and P(old) before and after; of many requests the means, the worst, and how many hold."""
+    p, requests = audit.target_probabilities, audit.plan.requests
+    many = len(requests) > 1
+    new = f"new answers, mean of {len(requests)}" if many else clean(requests[0].target_new)
+    old = "old answers" if many else clean(requests[0].target_true or "?")
+    text = f"P({new}) {p['new_before']:.4f} -> {p['new_after']:.4f}"
+    if "old_after" in p:
+        text += f", P({old}) {p['old_before']:.4f} -> {p['old_after']:.4f}"
+    if not many:
+        return text
+    held = sum(row.holds for row in audit.outcomes)
+    return f"{text}; lowest P(new) {p['new_after_worst']:.4f}; {held} of {len(requests)} hold"
+
+
 def edit_text(published: Published) -> str:
     """An edit after it was applied, refused or undone, for people."""
     audit = published.audit
     p = audit.target_probabilities
     lines = [f"edit {audit.edit_id}: {audit.outcome.upper()}"]
     if "new_after" in p:
-        lines.append(
-            f"  P({clean(audit.plan.requests[0].target_new)}) {p['new_before']:.4f} -> {p['new_after']:.4f}, "
-            f"P({clean(audit.plan.requests[0].target_true or '?')}) {p['old_before']:.4f} -> {p['old_after']:.4f}"
-        )
+        lines.append(f"  {_targets(audit)}")
     if audit.postop:
         lines += [f"  {clean(audit.postop.reason)}", *findings_lines(audit.postop)]
     lines.append(f"  live model: {audit.digest_after}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,15 +12,20 @@ import torch
 from guardedit.drift import behaviour
 from guardedit.drift.behaviour import Summary
 from guardedit.drift.evidence import NO_PROMPTS, NOT_FINITE, Evidence, make
-from guardedit.drift.probes import DISTRACTOR
+from guardedit.drift.probes import DISTRACTOR, Target
 from guardedit.drift.watched import latent_scores, shift_scores, validity_score
 from guardedit.records import Scope, Score
+
+_NAMED = 5
+"""Requests that a remark names."""
 
 
 def target_scores(evidence: Evidence) -> list[Score]:
     """Old and new target after the edited prompt, before and after; share of prompts and paraphrases that took it.
 
     P is the exponential of the mean token log-probability (for one token, its probability), as ROME's efficacy has it.
+    Over several requests `target_p_…` are means, and the remark names the worst; `target_success` is the share of the
+    requests that hold.
     """
     main = [index for index, t in enumerate(evidence.probes.targets) if not t.paraphrase]
     other = [index for index, t in enumerate(evidence.probes.targets) if t.paraphrase]
@@ -29,11 +35,29 @@ def target_scores(evidence: Evidence) -> list[Score]:
         for when, side in sides.items()
         for which in ("new", "old")
     }
-    scores = [make(name, value, "probability", "target", n=len(main)) for name, value in believed.items()]
+    worst = {"target_p_new": (min, "p_new"), "target_p_old": (max, "p_old")} if len(main) > 1 else {}
+    remarks = {name: _worst_target(evidence, main, *how) for name, how in worst.items()}
+    scores = [
+        make(name, value, "probability", "target", n=len(main), reason=remarks.get(name))
+        for name, value in believed.items()
+    ]
     return [
         *scores,
         *(_success(*named, evidence) for named in (("target_success", main), ("paraphrase_success", other))),
     ]
+
+
+def _worst_target(
+    evidence: Evidence, main: Sequence[int], pick: Callable[..., int], field: str
+) -> str | None:
+    """A remark on the request with the lowest P(new) or the highest P(old) after the edit."""
+    values = {index: getattr(evidence.after[index], field) for index in main}
+    if not all(map(math.isfinite, values.values())):
+        return None
+    index = pick(main, key=values.__getitem__)
+    return (
+        f"the worst of {len(main)} requests: {values[index]:.3g} at {evidence.probes.targets[index].prompt!r}"
+    )
 
 
 def _success(name: str, chosen: Sequence[int], evidence: Evidence) -> Score:
@@ -42,7 +66,32 @@ def _success(name: str, chosen: Sequence[int], evidence: Evidence) -> Score:
     believed = [evidence.after[index] for index in chosen]
     finite = all(math.isfinite(b.p_new) and math.isfinite(b.p_old) for b in believed)
     share = _average([float(b.success) for b in believed]) if finite else math.nan
-    return make(name, share, "share", "target", n=len(chosen), bounds=behaviour.wilson(share, len(chosen)))
+    bounds = behaviour.wilson(share, len(chosen))
+    reason = _failing(evidence, chosen) if finite else None
+    return make(name, share, "share", "target", n=len(chosen), bounds=bounds, reason=reason)
+
+
+def _failing(evidence: Evidence, chosen: Sequence[int]) -> str | None:
+    """Of several requests, how many there are in which a chosen wording fails, the request with most of them first."""
+    targets = evidence.probes.targets
+    owners = _owners(targets)
+    if len(set(owners)) < 2:
+        return None
+    counts = Counter(owners[index] for index in chosen if not evidence.after[index].success)
+    if not counts:
+        return None
+    named = [f"{targets[owner].prompt!r} ({n})" for owner, n in counts.most_common(_NAMED)]
+    more = f" and {len(counts) - _NAMED} more" if len(counts) > _NAMED else ""
+    return f"fails in {len(counts)} of {len(set(owners))} requests: {', '.join(named)}{more}"
+
+
+def _owners(targets: Sequence[Target]) -> list[int]:
+    """Per wording, the index of its request's own prompt, which stands before the others."""
+    owner, found = 0, []
+    for index, target in enumerate(targets):
+        owner = owner if target.paraphrase else index
+        found.append(owner)
+    return found
 
 
 def _average(values: Sequence[float]) -> float:

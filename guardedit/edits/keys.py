@@ -19,9 +19,6 @@ from guardedit.models.handle import ModelHandle, preserved
 from guardedit.models.hooks import key_hook, record
 from guardedit.records import EditRequest
 
-_MANY = 64
-"""Texts a forward pass where there are many of them."""
-
 
 @dataclass(frozen=True, eq=False)
 class Key:
@@ -100,37 +97,6 @@ def _key(rows: Sequence[tuple[Tensor, int, bool]]) -> Key:
         position=rows[0][1],
         subject_starts_text=rows[0][2],
     )
-
-
-def keys_of(
-    handle: ModelHandle, requests: Sequence[EditRequest], layer: int, contexts: Sequence[str]
-) -> tuple[Key, ...]:
-    """The keys of many requests, each as `key_of` takes it up to rounding, in few forward passes.
-
-    Raises BadRequestError as `key_of` does.
-    """
-    require_contexts(tuple(contexts))
-    texts = [context + request.filled for request in requests for context in contexts]
-    spans = [subject_span(request, context) for request in requests for context in contexts]
-    found: dict[int, tuple[Tensor, int, int]] = {}
-    order = by_length(texts)
-    for start in range(0, len(order), _MANY):
-        chunk = order[start : start + _MANY]
-        batch = handle.encode([texts[i] for i in chunk])
-        positions = last_token_of(batch["offsets"], batch["attention_mask"], [spans[i] for i in chunk])
-        keys = _run(handle, batch, layer)[torch.arange(len(chunk)), positions]
-        first_ends = batch["offsets"][:, 0, 1].tolist()
-        found.update(zip(chunk, zip(keys, positions, first_ends, strict=True), strict=True))
-    rows = [found[i] for i in range(len(texts))]
-    step = len(contexts)
-    return tuple(_key(rows[bare : bare + step], spans[bare]) for bare in range(0, len(rows), step))
-
-
-def _key(rows: Sequence[tuple[Tensor, int, int]], span: tuple[int, int]) -> Key:
-    """A key from each context's (key, position, end of the first token), the bare prompt first."""
-    per_context = torch.stack([key for key, _, _ in rows])
-    _, position, first_ends = rows[0]
-    return Key(per_context.double().mean(0), per_context, position, first_ends > span[0])
 
 
 def by_length(texts: Sequence[str]) -> list[int]:

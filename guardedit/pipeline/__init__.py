@@ -16,12 +16,15 @@ from typing import Any
 from guardedit.audit.export import export
 from guardedit.config import Settings
 from guardedit.models.handle import ModelHandle
-from guardedit.pipeline import applying, planning, recovery, reporting, upkeep
+from guardedit.pipeline import applying, planning, reading, recovery, reporting, upkeep
 from guardedit.pipeline.workspace import Progress
 from guardedit.pipeline.workspace import Workspace as _Workspace
 from guardedit.records import AuditReport, Decision, EditRequest, Plan, Waiver
 
 __all__ = ["Guard", "load", "open"]
+
+Asked = EditRequest | Mapping[str, Any]
+"""A request, or a mapping of its fields."""
 
 
 class Guard(_Workspace):
@@ -29,17 +32,15 @@ class Guard(_Workspace):
 
     def plan(
         self,
-        request: EditRequest | Mapping[str, Any],
+        requests: Asked | Sequence[Asked],
         editor: str = "rome",
         waivers: Sequence[Waiver] = (),
         hparams: Mapping[str, Any] | None = None,
     ) -> Plan:
-        """Solve, measure and judge one request; see `planning.make_plan`."""
-        asked = (
-            request
-            if isinstance(request, EditRequest)
-            else planning.read_request(dict(request), "the request")
-        )
+        """Solve, measure and judge one request, or many as one edit; see `planning.make_plan`."""
+        if isinstance(requests, EditRequest | Mapping):
+            return planning.make_plan(self, _read(requests, "the request"), editor, waivers, hparams)
+        asked = [_read(one, f"request {number}") for number, one in enumerate(requests, start=1)]
         return planning.make_plan(self, asked, editor, waivers, hparams)
 
     def waive(self, plan_id: str, waivers: Sequence[Waiver]) -> Plan:
@@ -88,6 +89,10 @@ class Guard(_Workspace):
         """The live model as a plain Hugging Face folder."""
         export(self.store, folder)
         return folder
+
+
+def _read(request: Asked, where: str) -> EditRequest:
+    return request if isinstance(request, EditRequest) else reading.read_request(dict(request), where)
 
 
 def open(

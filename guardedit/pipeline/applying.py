@@ -20,7 +20,8 @@ from guardedit.errors import (
 from guardedit.gate.approvals import decide, require_approval, waiver_problem
 from guardedit.gate.policy import judge, lineage_scores
 from guardedit.gate.states import Event, State, advance
-from guardedit.pipeline.monitoring import monitor, target_probabilities
+from guardedit.pipeline.beliefs import believed, outcomes, target_probabilities
+from guardedit.pipeline.monitoring import monitor
 from guardedit.pipeline.recovery import editing
 from guardedit.pipeline.workspace import Workspace
 from guardedit.records import AuditReport, Decision, DriftReport, Judgement, Plan, digest_of
@@ -143,14 +144,18 @@ def _judge_staged(workspace: Workspace, plan: Plan) -> None:
 
 def _monitored(workspace: Workspace, plan: Plan) -> dict[str, Any]:
     """Measure and judge the staged copy, whose bytes are hashed again when that is done."""
-    before = target_probabilities(workspace.handle, plan, "before")
+    before = believed(workspace.handle, plan.requests)
     with workspace.staged(plan.plan_id) as handle:
-        after = target_probabilities(handle, plan, "after")
+        after = believed(handle, plan.requests)
     drift, drift_base = monitor(workspace, plan)
     scores = (*drift.scores, *lineage_scores((drift_base or drift).scores))
     judgement = judge(scores, workspace.kit.policy, plan.waivers, "postop", workspace.now())
     staged = workspace.store.staged(plan.plan_id).digest
-    return _facts(workspace, plan, drift, drift_base, judgement, {**before, **after}, staged)
+    facts = _facts(workspace, plan, drift, drift_base, judgement, staged)
+    rows = [row.model_dump(mode="json") for row in outcomes(plan, before, after)]
+    return {**facts, "target_probabilities": target_probabilities(before, after)} | (
+        {"outcomes": rows} if rows else {}
+    )
 
 
 def _facts(
@@ -159,7 +164,6 @@ def _facts(
     drift: DriftReport,
     drift_base: DriftReport | None,
     judgement: Judgement,
-    probabilities: dict[str, float],
     staged: str,
 ) -> dict[str, Any]:
     """What the ledger keeps of one monitoring: enough to write the report again from the ledger alone."""
@@ -171,7 +175,6 @@ def _facts(
         "drift_digest": digest_of(drift),
         "drift_base": drift_base.model_dump(mode="json") if drift_base else None,
         "postop": judgement.model_dump(mode="json"),
-        "target_probabilities": probabilities,
         "digest_before": workspace.store.digest(),
         "digest_staged": staged,
     }
@@ -288,6 +291,7 @@ def read_report_facts(workspace: Workspace, plan: Plan) -> AuditReport:
         drift_base=DriftReport.model_validate(facts["drift_base"]) if facts.get("drift_base") else None,
         postop=Judgement.model_validate(facts["postop"]) if facts.get("postop") else None,
         target_probabilities=facts.get("target_probabilities", {}),
+        outcomes=facts.get("outcomes", ()),
         digest_before=plan.model_digest,
         digest_staged=facts.get("digest_staged"),
         digest_after=live,

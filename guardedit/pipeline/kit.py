@@ -108,9 +108,10 @@ def load_kit(
 ) -> Kit:
     """Read and verify the model's kit.
 
-    `base_manifest` is that of the lineage's base, which second moments and SAEs are bound to; without it, the handle's own. Raises
-    MissingStatisticsError where there is no kit yet, IntegrityError where a file was changed, StatisticsMismatchError
-    where it was made for other weights or another width, and PolicyError for a policy that cannot be used.
+    `base_manifest` is that of the lineage's base, which second moments and SAEs are bound to; without it, the handle's
+    own. Raises MissingStatisticsError where there is no kit yet, IntegrityError where a file was changed,
+    StatisticsMismatchError where it was made for other weights or another width, and PolicyError for a policy that
+    cannot be used.
     """
     folder = kit_folder(handle.name)
     if not (folder / KIT_FILE).is_file():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from guardedit.drift.measure import drift_cache, measure_drift
 from guardedit.drift.probes import FAR_TOKENS, FAR_TOKENS_THOROUGH, ProbeSet, build_probes
@@ -14,7 +14,8 @@ from guardedit.errors import IntegrityError
 from guardedit.models.handle import ModelHandle
 from guardedit.pipeline.workspace import Workspace
 from guardedit.records import DriftReport, Plan
-from guardedit.risk.neighbours import ProbeSizes, generated_probes
+from guardedit.risk.many import probes_around_all
+from guardedit.risk.neighbours import ProbeSizes
 
 MONITOR_SIZES = ProbeSizes(subject=96, near=120, entailed=8, target=6)
 """Prompts per scope; subject and near together are the bystanders closest to the edit."""
@@ -37,12 +38,16 @@ def monitor(workspace: Workspace, plan: Plan) -> tuple[DriftReport, DriftReport 
 
 
 def probes_of(workspace: Workspace, plan: Plan) -> ProbeSet:
-    """What both sides read: control text, and prompts around each request of the plan."""
+    """What both sides read: control text, each request of the plan in all its wordings, and prompts around them.
+
+    Of many requests, `MONITOR_SIZES` are shared; beyond some two dozen, the prompts stand around a sample of them.
+    """
     handle, seed = workspace.handle, workspace.settings.seed
     workspace.progress("collecting probes", 0.1)
-    prompts = [generated_probes(handle, request, MONITOR_SIZES, seed) for request in plan.requests]
+    prompts, remarks = probes_around_all(handle, plan.requests, MONITOR_SIZES, seed)
     far_tokens = FAR_TOKENS_THOROUGH if workspace.settings.thorough else FAR_TOKENS
-    return build_probes(handle, plan.requests, prompts, far_tokens=far_tokens, seed=seed)
+    probes = build_probes(handle, plan.requests, prompts, far_tokens=far_tokens, seed=seed)
+    return replace(probes, notes=(*probes.notes, *remarks))
 
 
 def reference_side(workspace: Workspace, probes: ProbeSet, changed: Collection[str]) -> BaseSide:
@@ -97,12 +102,3 @@ def at_base(workspace: Workspace) -> Iterator[ModelHandle]:
         yield handle
     finally:
         restore(handle, saved)
-
-
-def target_probabilities(handle: ModelHandle, plan: Plan, when: str) -> dict[str, float]:
-    """P(old target) and P(new target) after the first request's prompt, as probabilities of the whole answer."""
-    request = plan.requests[0]
-    named = {"new": request.target_new, "old": request.target_true}
-    known = {name: target for name, target in named.items() if target}
-    scored = handle.token_logprobs([request.filled] * len(known), list(known.values()))
-    return {f"{name}_{when}": math.exp(float(lp.sum())) for name, lp in zip(known, scored, strict=True)}

@@ -33,15 +33,26 @@ def status(workspace: Workspace) -> dict[str, Any]:
 
 
 def _line(entry: Entry, states: Mapping[str, State]) -> dict[str, Any]:
-    body, request = entry.body, entry.body["requests"][0]
+    body = entry.body
     return {
         "plan_id": body["plan_id"],
         "state": states[body["plan_id"]],
         "editor": body["editor"],
-        "edit": f"{request['subject']}: {request['target_true']} -> {request['target_new']}",
+        "edit": _edit(body["requests"], body.get("stopped", [])),
         "at": entry.at,
         "plan_digest": body["plan_digest"],
     }
+
+
+def _edit(requests: list[dict[str, Any]], stopped: list[dict[str, Any]]) -> str:
+    """What a plan is about, on one line."""
+    if len(requests) == 1 and not stopped:
+        one = requests[0]
+        return f"{one['subject']}: {one['target_true']} -> {one['target_new']}"
+    first = [one["subject"] for one in requests[:3]]
+    more = ", …" if len(requests) > len(first) else ""
+    left_out = f"; {len(stopped)} stopped" if stopped else ""
+    return f"{len(requests)} facts{': ' if first else ''}{', '.join(first)}{more}{left_out}"
 
 
 def verify(workspace: Workspace) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def leakage_share(view: DeltaView) -> Measured:
 
 
 def leakage_tail(view: DeltaView) -> Measured:
-    """q99 over bank tokens (which C did not see) of √Σ_l ‖ΔW x‖², divided by √Σ_l tr(W C Wᵀ): how far the worst 1 % move.
+    """q99 of √Σ_l ‖ΔW x‖² over bank tokens (which C did not see), divided by √Σ_l tr(W C Wᵀ): what the worst 1 % move.
 
     Share of the modules' root-mean-square output, 0 upwards; damage is driven by the tail, since p(x) is heavy-tailed.
     """

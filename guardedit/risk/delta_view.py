@@ -94,7 +94,9 @@ class DeltaView:
 
     def _require_measurable(self, contexts: dict[int, RiskContext]) -> None:
         handle = self.context.handle
-        foreign = [c.parameter for c in self.delta.changes if c.parameter != handle.rewrite_parameter(c.layer)]
+        foreign = [
+            c.parameter for c in self.delta.changes if c.parameter != handle.rewrite_parameter(c.layer)
+        ]
         if foreign:
             raise MissingStatisticsError(
                 f"the delta changes {', '.join(foreign)}, and statistics are those of MLP down projections"

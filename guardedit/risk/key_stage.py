@@ -6,6 +6,7 @@ what the subject moves by (Meng et al. 2022, eq. 2; Hu et al. 2024, "Knowledge i
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -136,6 +137,12 @@ KEY_SCORES: dict[str, ScoreRule[KeyView]] = {
 }
 
 
+def key_scores(view: KeyView, names: Collection[str]) -> tuple[Score, ...]:
+    """Some of the scores, in the table's order."""
+    rules = {name: rule for name, rule in KEY_SCORES.items() if name in names}
+    return measure_all(rules, view, view.context.seed)
+
+
 @dataclass(frozen=True)
 class KeyRisk:
     """The first stage's outcome for one request."""
@@ -157,5 +164,6 @@ def key_risk(view: KeyView) -> KeyRisk:
     if scores[0].value is None:  # without a usable key_leakage, p(x) means nothing
         return KeyRisk(scores, ())
     return KeyRisk(
-        scores, shown_tokens(view.context, (view.request,), lambda pick: view.p(pick(view.context).keys).abs())
+        scores,
+        shown_tokens(view.context, (view.request,), lambda pick: view.p(pick(view.context).keys).abs()),
     )

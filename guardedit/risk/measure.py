@@ -20,7 +20,7 @@ from guardedit.risk.neighbours import ProbeSizes
 from guardedit.risk.rehearsal import REHEARSAL_SCORES, RehearsalRisk, RehearsalView, rehearsal_risk
 from guardedit.risk.scores import ScoreRule, worst_of
 
-__all__ = ["SCORES", "ProbeSizes", "RiskContext", "measure", "measure_key"]
+__all__ = ["SCORES", "ProbeSizes", "RiskContext", "measure", "measure_key", "measure_keys"]
 
 SCORES: Mapping[str, ScoreRule[Any]] = {**KEY_SCORES, **DELTA_SCORES, **REHEARSAL_SCORES}
 """Every pre-op score by name; policies and MLflow call them "preop/<name>"."""
@@ -44,6 +44,16 @@ def measure(
         raise BadRequestError("no requests to measure")
     with preserved(context.handle):
         return _measure(context, requests, delta, tuple(others), tuple(views or ()))
+
+
+def measure_keys(views: Sequence[KeyView]) -> RiskReport:
+    """What is known of requests before anything is solved: the worst key scores."""
+    context, seconds = views[0].context, dict[str, float]()
+    with preserved(context.handle), _timed(seconds, "key"):
+        scores = worst_key_scores(views)
+    asked = {"requests": digest_of([view.request.model_dump(mode="json") for view in views])}
+    notes = (*context.remarks, "nothing was solved: no score of an update, and nothing was rehearsed")
+    return RiskReport(scores=scores, notes=notes, inputs=asked | _statistics(context), seconds=seconds)
 
 
 def _measure(

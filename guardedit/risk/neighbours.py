@@ -129,7 +129,9 @@ def near_probes_of(
     ]  # fmt: skip
     with preserved(handle):
         lists = max(1, LISTS // max(1, len(short)))
-        proposed = dict(zip((request.subject for request in short), proposals(handle, short, lists, seed), strict=True))
+        proposed = dict(
+            zip((request.subject for request in short), proposals(handle, short, lists, seed), strict=True)
+        )
         return tuple(
             _near(handle, request, known, n, seed, proposed.get(request.subject))
             for request, known in zip(requests, found, strict=True)

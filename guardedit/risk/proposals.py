@@ -19,9 +19,7 @@ def _asked(request: EditRequest) -> str:
     return f"Some well-known examples are: {request.subject},"
 
 
-def proposals(
-    handle: ModelHandle, requests: Sequence[EditRequest], lists: int, seed: int
-) -> list[list[str]]:
+def proposals(handle: ModelHandle, requests: Sequence[EditRequest], lists: int, seed: int) -> list[list[str]]:
     """Per request, names that the model lists after the subject, in order, without doubles."""
     prompts = [_asked(request) for request in requests for _ in range(lists)]
     if not prompts:

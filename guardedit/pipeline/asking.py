@@ -1,0 +1,72 @@
+"""Requests as they were meant: what the model says today is asked of it where a request does not name it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from guardedit.drift.probes import top_answer
+from guardedit.editors import EDITORS
+from guardedit.errors import BadRequestError
+from guardedit.models.handle import ModelHandle
+from guardedit.pipeline.kit import require_editor
+from guardedit.pipeline.recovery import editing
+from guardedit.pipeline.trying import continued
+from guardedit.pipeline.workspace import Workspace
+from guardedit.records import EditRequest
+
+
+def understood(
+    workspace: Workspace, requests: Sequence[EditRequest], editor: str, each: bool = False
+) -> tuple[tuple[EditRequest, ...], ...]:
+    """The requests, completed, in groups of which each is to be one plan: all together where the editor is joint and
+    `each` is not asked for, else one by one. Whatever is wrong with one is found before anything is solved for another.
+
+    Raises BadRequestError for an unknown editor, or a request that asks for what the model says already.
+    """
+    require_editor(editor)
+    workspace.kit.settings(editor)
+    settle_first(workspace)
+    completed = tuple(complete(workspace.handle, request) for request in requests)
+    return (completed,) if EDITORS[editor].joint and not each else tuple((one,) for one in completed)
+
+
+def complete(handle: ModelHandle, request: EditRequest) -> EditRequest:
+    """The request with what the model says today as `target_true`, where it names none.
+
+    Raises BadRequestError where the model says the new target already.
+    """
+    if request.target_true is not None:
+        return request
+    answer, wanted = top_answer(handle, request.filled), request.target_new.strip()
+    # A token can begin many words: the whole target is compared.
+    if wanted.startswith(answer) and _says(handle, request.filled, wanted):
+        raise BadRequestError(
+            f"the model already answers {wanted!r} to {request.filled!r}; name target_true if you mean to strengthen it"
+        )
+    return request.model_copy(update={"target_true": answer})
+
+
+def settle_first(workspace: Workspace) -> None:
+    """Plan on what is live: put right what a crash left, and take over what another process committed."""
+    if workspace.store.exists:
+        with editing(workspace):
+            pass
+
+
+def _says(handle: ModelHandle, prompt: str, answer: str) -> bool:
+    """Whether the model's greedy continuation begins with the whole answer."""
+    length = int(handle.encode([f" {answer}"])["attention_mask"].sum())
+    return continued(handle, prompt, length + 1).strip().startswith(answer)
+
+
+def require_editor_for(editor: str, n_requests: int) -> None:
+    """Raise BadRequestError for an unknown editor, for no requests, and for many where it takes one at a time."""
+    require_editor(editor)
+    if not n_requests:
+        raise BadRequestError("there is no request to plan")
+    if n_requests > 1 and not EDITORS[editor].joint:
+        joint = ", ".join(sorted(name for name, one in EDITORS.items() if one.joint))
+        raise BadRequestError(
+            f"{editor} edits one fact at a time, got {n_requests}; plan them one by one (`--each`), or together with "
+            f"one of {joint}"
+        )
