@@ -1,0 +1,329 @@
+"""Plans of many requests on a tiny model: screened one by one, solved as one, committed and undone as a whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pipeline_helpers import SOFT, Home, home, mlflow_home, policy_text, request_of, world
+from pipeline_helpers import empty_mlflow as empty_mlflow
+
+from guardedit.audit.mlflow_content import metrics, tables
+from guardedit.editors import EDITORS, Editor
+from guardedit.editors.finetune import FinetuneHparams, solve_finetune
+from guardedit.edits.deltas import EditDelta, written
+from guardedit.edits.inputs import SolveInputs
+from guardedit.errors import BadRequestError, BlockedError
+from guardedit.gate.approvals import make_waiver
+from guardedit.models.handle import ModelHandle
+from guardedit.pipeline import Guard
+from guardedit.records import EditRequest, Plan
+
+__all__ = ["home", "mlflow_home", "world"]
+
+THREE = [request_of(0), request_of(2), request_of(4)]
+
+
+def key_policy(home: Home, limit: float, level: str = "hard", defaults: str = "") -> Path:
+    """A policy that screens by key leakage; an edit keeps everything else."""
+    path = home.folder.parent / f"key-{level}-{len(defaults)}.toml"
+    rule = (
+        '[[rule]]\nid = "key"\nmetric = "preop/key_leakage"\nop = "<="\nstage = "key"\n'
+        f'limit = {limit}\nlevel = "{level}"\nsentence = "This key leaks {{value}}; the limit is {{limit}}."\n'
+    )
+    path.write_text(policy_text({}, defaults) + rule, encoding="utf-8")
+    return path
+
+
+def leaks(home: Home) -> list[float]:
+    """Key leakage of the three requests, as a screening finds it."""
+    plan = home.guard().plan(THREE, editor="finetune")
+    return [row.scores["key_leakage"] or 0.0 for row in plan.screened]
+
+
+@pytest.fixture
+def split(home: Home) -> tuple[float, int]:
+    """A limit that only the request with the widest key breaks, and its place."""
+    found = leaks(home)
+    *_, second, widest = sorted(found)
+    return (second + widest) / 2, found.index(widest)
+
+
+def others(place: int) -> list[EditRequest]:
+    return [request for number, request in enumerate(THREE) if number != place]
+
+
+def test_a_joint_plan_is_committed_and_undone_as_a_whole_bit_for_bit(home: Home) -> None:
+    guard = home.guard()
+    plan = guard.plan(THREE, editor="finetune")
+    assert plan.requests == tuple(THREE) and plan.stopped == () and plan.is_joint
+    assert [row.subject for row in plan.screened] == [request.subject for request in THREE]
+    assert guard.handle.digest() == plan.model_digest and len(plan.delta.changes) == 1
+    audit = guard.apply(plan.plan_id)
+    assert audit.outcome == "committed" and audit.digest_after == audit.digest_staged != plan.model_digest
+    assert len(audit.outcomes) == 3 and len(guard.ledger.entries("committed")) == 1
+    assert home.guard().handle.digest() == audit.digest_after
+    undone = home.guard().rollback(plan.plan_id)
+    assert undone.digest_after == plan.model_digest == home.guard().handle.digest()
+    assert guard.verify()["digest"] == plan.model_digest
+
+
+def test_the_joint_delta_is_solved_for_and_scored_over_all_requests(home: Home) -> None:
+    guard = home.guard()
+    plan = guard.plan(THREE, editor="finetune")
+    alone = guard.plan(THREE[0], editor="finetune")
+    assert plan.delta.file_digest != alone.delta.file_digest and not alone.is_joint and alone.screened == ()
+    worst = plan.risk.score("key_leakage")
+    assert worst is not None and worst.value == max(row.scores["key_leakage"] or 0 for row in plan.screened)
+    new, low = plan.risk.score("rehearsed_p_new"), []
+    with written(guard.handle, guard.read_delta(plan)) as handle:
+        for request in THREE:
+            (logprobs,) = handle.token_logprobs([request.filled], [request.target_new])
+            low.append(float(logprobs.double().sum().exp()))
+    assert new is not None and new.n == 3 and new.value == pytest.approx(min(low), rel=1e-3)
+
+
+def test_what_the_policy_stops_is_left_out_listed_and_untouched(home: Home, split: tuple[float, int]) -> None:
+    limit, place = split
+    guard = home.guard(policy=key_policy(home, limit))
+    plan = guard.plan(THREE, editor="finetune")
+    assert plan.stopped == (THREE[place],) and plan.requests == tuple(others(place))
+    assert [row.stopped for row in plan.screened] == [number == place for number in range(3)]
+    assert plan.judgement.outcome == "auto-approved" and "leaks" in plan.screened[place].reason
+    (left_out,) = guard.plan_entry(plan.plan_id).body["stopped"]
+    assert left_out["request"]["subject"] == THREE[place].subject and "leaks" in left_out["reason"]
+    # The delta is that of the others alone: what is stopped has no part in it.
+    lenient = home.guard()
+    alone = lenient.plan(others(place), editor="finetune")
+    assert plan.delta.file_digest == alone.delta.file_digest
+    audit = guard.apply(plan.plan_id)
+    assert audit.outcome == "committed" and len(audit.outcomes) == 2
+
+
+def test_a_policy_may_refuse_the_plan_for_one_stopped_request(home: Home, split: tuple[float, int]) -> None:
+    limit, place = split
+    guard = home.guard(policy=key_policy(home, limit, defaults='on_stopped = "refuse"'))
+    plan = guard.plan(THREE, editor="finetune")
+    assert plan.judgement.outcome == "blocked" and plan.delta.changes == ()
+    assert plan.stopped == (THREE[place],) and plan.requests == tuple(others(place))
+    assert f"stops 1 of 3 requests. {THREE[place].subject}: " in plan.judgement.reason
+    with pytest.raises(BlockedError):
+        guard.apply(plan.plan_id)
+    assert guard.state(plan.plan_id) == "blocked" and guard.store.digest() == plan.model_digest
+
+
+def test_where_all_are_stopped_nothing_is_solved_and_the_record_says_why(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = home.guard(policy=key_policy(home, 0.0))
+
+    def never(*_: Any) -> EditDelta:
+        raise AssertionError("nothing was to be solved")
+
+    monkeypatch.setitem(EDITORS, "finetune", Editor(FinetuneHparams, never, "never", joint=True))
+    plan = guard.plan(THREE, editor="finetune")
+    assert plan.judgement.outcome == "blocked" and plan.requests == () and plan.stopped == tuple(THREE)
+    assert all(f"{request.subject}: " in plan.judgement.reason for request in THREE)
+    assert [finding.verdict for finding in plan.judgement.findings] == ["fail"] * 3
+    assert {score.stage for score in plan.risk.scores} == {"key"}
+    audit = home.guard().report(plan.plan_id).audit
+    assert audit.outcome == "blocked" and audit.plan == plan
+    assert [line["edit"] for line in guard.status()["plans"]] == ["0 facts; 3 stopped"]
+    assert home.guard().verify()["plans"] == 1
+
+
+@pytest.mark.parametrize("on_soft_fail", ["needs-approval", "blocked"])
+def test_a_soft_finding_stops_a_request_and_a_waiver_lifts_it_at_screening(
+    home: Home, split: tuple[float, int], on_soft_fail: str
+) -> None:
+    limit, place = split
+    policy = key_policy(home, limit, "soft", f'on_soft_fail = "{on_soft_fail}"')
+    guard = home.guard(policy=policy)
+    assert guard.plan(THREE, editor="finetune").stopped == (THREE[place],)
+    lifted = make_waiver("preop/key_leakage", guard.user, "the tests want it lifted", "8h", guard.now())
+    plan = guard.plan(THREE, editor="finetune", waivers=[lifted])
+    assert plan.requests == tuple(THREE) and plan.stopped == ()
+    (finding,) = plan.screened[place].findings
+    assert finding.verdict == "fail" and finding.waiver == lifted
+    assert all(row.findings == () for number, row in enumerate(plan.screened) if number != place)
+    assert plan.judgement.outcome == "auto-approved" and guard.apply(plan.plan_id).outcome == "committed"
+
+
+def test_a_waiver_of_a_joint_plan_afterwards_keeps_all_its_requests(home: Home) -> None:
+    guard = home.guard(SOFT)
+    plan = guard.plan(THREE, editor="finetune")
+    word = make_waiver("preop/delta_norm_ratio", guard.user, "the tests want it lifted", "8h", guard.now())
+    made = guard.waive(plan.plan_id, [word])
+    assert (made.requests, made.screened, made.delta) == (plan.requests, plan.screened, plan.delta)
+    assert made.judgement.outcome == "auto-approved" and guard.state(plan.plan_id) == "superseded"
+
+
+def test_what_cannot_be_measured_does_not_go_on(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    from guardedit.errors import SolveError
+    from guardedit.models.second_moment import SecondMoment
+
+    guard = home.guard(policy=key_policy(home, 1e9))
+
+    def broken(*_: Any) -> Any:
+        raise SolveError("not positive definite")
+
+    monkeypatch.setattr(SecondMoment, "solve", broken)
+    plan = guard.plan(THREE, editor="finetune")
+    assert plan.judgement.outcome == "blocked" and plan.judgement.verdict == "inconclusive"
+    assert plan.stopped == tuple(THREE) and "not positive definite" in plan.judgement.reason
+
+
+def test_many_requests_need_a_joint_editor(home: Home) -> None:
+    guard = home.guard()
+    with pytest.raises(BadRequestError, match=r"rome edits one fact at a time, got 3.*--each.*finetune"):
+        guard.plan(THREE)
+    with pytest.raises(BadRequestError, match="no request"):
+        guard.plan([], editor="finetune")
+    with pytest.raises(BadRequestError, match="request 2: unknown key 'subjet'"):
+        guard.plan([THREE[0], {"subjet": "x"}], editor="finetune")
+    assert not home.folder.exists()
+
+
+def test_outcomes_and_probabilities_are_of_all_requests(home: Home) -> None:
+    guard = home.guard()
+    plan = guard.plan(THREE, editor="finetune", hparams={"steps": 12, "learning_rate": 0.01})
+    audit = guard.apply(plan.plan_id)
+    p = audit.target_probabilities
+    for row, request in zip(audit.outcomes, THREE, strict=True):
+        new, old = guard.handle.token_logprobs([request.filled] * 2, [request.target_new, "Oslo"])
+        assert row.p_new_after == pytest.approx(float(new.sum().exp()), rel=1e-4)
+        assert row.holds is (float(new.mean()) > float(old.mean()))
+    assert p["new_after"] == pytest.approx(sum(row.p_new_after for row in audit.outcomes) / 3)
+    assert p["new_after_worst"] == min(row.p_new_after for row in audit.outcomes)
+    assert p["old_after_worst"] == max(row.p_old_after or 0.0 for row in audit.outcomes)
+    assert audit.drift is not None
+    success, new = audit.drift.score("target_success"), audit.drift.score("target_p_new")
+    assert success is not None and success.n == 3
+    assert success.value == pytest.approx(sum(row.holds for row in audit.outcomes) / 3)
+    assert new is not None and "the worst of 3 requests" in (new.reason or "")
+
+
+def test_report_and_mlflow_have_a_row_for_each_request(home: Home, split: tuple[float, int]) -> None:
+    limit, place = split
+    guard = home.guard(policy=key_policy(home, limit))
+    plan = guard.plan(THREE, editor="finetune")
+    before = guard.report(plan.plan_id)
+    guard.apply(plan.plan_id)
+    after = guard.report(plan.plan_id)
+    for published in (before, after):
+        text = published.files.md.read_text(encoding="utf-8")
+        for request in THREE:
+            assert text.count(f"{request.filled} …") >= 1, request
+        assert (
+            "left out by the policy" in text and plan.screened[place].reason.rstrip(".").split(";")[0] in text
+        )
+    rows = tables(after.audit)["tables/requests.json"]
+    assert [row["state"] for row in rows] == ["planned", "planned", "stopped"]
+    assert [row["subject"] for row in rows] == [one.subject for one in (*others(place), THREE[place])]
+    assert all("holds" in row for row in rows[:2]) and "leaks" in rows[2]["screening"]
+    edit = metrics(after.audit)["edit"]
+    assert (edit["edit/requests"], edit["edit/stopped"]) == (2.0, 1.0)
+    assert edit["edit/requests_held"] == sum(row.holds for row in after.audit.outcomes)
+
+
+def test_one_run_in_mlflow_for_a_joint_plan(mlflow_home: Home) -> None:
+    uri = f"sqlite:///{mlflow_home.folder / 'mlflow.db'}"
+    guard = mlflow_home.guard(tracking_uri=uri)
+    plan = guard.plan(THREE, editor="finetune")
+    published = guard.report(plan.plan_id)
+    import mlflow
+
+    client = mlflow.MlflowClient(uri)
+    run = client.get_run(published.mlflow_run_id)
+    assert run.data.tags["guardedit.plan_id"] == plan.plan_id and run.data.params["requests"] == "3"
+    logged = json.loads(Path(client.download_artifacts(run.info.run_id, "tables/requests.json")).read_text())
+    assert len(logged["data"]) == 3
+
+
+# -- several layers
+
+
+def two_layers(
+    handle: ModelHandle, requests: Sequence[EditRequest], hparams: FinetuneHparams, inputs: SolveInputs
+) -> EditDelta:
+    """Fine-tuning of layer 0 and of layer 1, each as if alone: one delta of two layers."""
+    parts = [solve_finetune(handle, requests, replace(hparams, layer=layer), inputs) for layer in (0, 1)]
+    return EditDelta(parts[0].changes + parts[1].changes, "two-layers", parts[0].hparams, {})
+
+
+def test_a_delta_of_two_layers_goes_the_whole_way_and_a_missing_statistic_goes_to_a_person(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(EDITORS, "two-layers", Editor(FinetuneHparams, two_layers, "for tests", joint=True))
+    limits = {"preop/leakage_share": ("<=", 1e9, "soft"), "postop/lineage_far_kl": ("<=", 100.0, "hard")}
+    guard = home.guard(limits)
+    plan = guard.plan(THREE, editor="two-layers")
+    assert {change.layer for change in plan.delta.changes} == {0, 1}
+    share, near = plan.risk.score("leakage_share"), plan.risk.score("rehearsed_near_kl")
+    assert share is not None and share.value is None and "no second moment of layer 0" in (share.reason or "")
+    assert near is not None and near.value is not None
+    assert plan.judgement.outcome == "needs-approval"
+    guard.approve(plan.plan_id, "looked at it: layer 0 has no statistics")
+    audit = guard.apply(plan.plan_id)
+    assert audit.outcome == "committed"
+    # The keys of layer 1 have moved with layer 0: its statistics are the base's, which the next plan says.
+    later = home.guard(limits)
+    second = later.plan(request_of(1), editor="finetune")
+    assert any("statistics of layer 1 are the base model's" in note for note in second.risk.notes)
+    assert later.apply(second.plan_id).outcome == "committed"
+    for edit, digest in ((second, audit.digest_after), (plan, plan.model_digest)):
+        assert home.guard(limits).rollback(edit.plan_id).digest_after == digest
+    assert home.guard().handle.digest() == plan.model_digest
+
+
+# -- the command line
+
+
+def test_the_command_makes_one_joint_plan_or_one_for_each(home: Home) -> None:
+    path = home.requests(*[request.model_dump(exclude_defaults=True) for request in THREE])
+    joint = home.run("plan", str(path), "--editor", "finetune", "--json")
+    (document,) = joint.json["plans"]
+    assert joint.code == 0 and len(document["requests"]) == 3 and document["stopped"] == []
+    assert [row["subject"] for row in document["screened"]] == [request.subject for request in THREE]
+    each = home.run("plan", str(path), "--editor", "finetune", "--each", "--json")
+    assert [len(one["requests"]) for one in each.json["plans"]] == [1, 1, 1]
+    single = home.run("plan", str(path), "--json")
+    assert len(single.json["plans"]) == 3
+    assert not {"stopped", "screened"} & {
+        key for one in (*each.json["plans"], *single.json["plans"]) for key in one
+    }
+    applied = home.run("apply", document["plan_id"])
+    assert applied.code == 0 and "of 3 hold" in applied.out and "mean of 3" in applied.out
+    shown = home.run("show", document["plan_id"])
+    assert all(request.filled in shown.out for request in THREE)
+
+
+def test_the_command_says_what_is_stopped_and_ends_blocked_where_all_are(
+    home: Home, split: tuple[float, int]
+) -> None:
+    limit, place = split
+    path = home.requests(*[request.model_dump(exclude_defaults=True) for request in THREE])
+    front = ("plan", str(path), "--editor", "finetune")
+    some = home.run(*front, "--policy", str(key_policy(home, limit)))
+    assert some.code == 0 and f"STOPPED {THREE[place].filled}" in some.out
+    document = home.run(*front, "--policy", str(key_policy(home, 0.0)), "--json")
+    assert document.code == 3 and document.json["plans"][0]["outcome"] == "blocked"
+    stopped = document.json["plans"][0]["stopped"]
+    assert [one["subject"] for one in stopped] == [request.subject for request in THREE]
+    assert all("leaks" in one["stopped_because"] for one in stopped)
+    none = home.run(*front, "--policy", str(key_policy(home, 0.0)))
+    assert none.code == 3 and "nothing was solved" in none.out
+
+
+def test_a_broken_line_is_named_and_nothing_is_written(home: Home) -> None:
+    rows = [json.dumps(request.model_dump(exclude_defaults=True)) for request in THREE]
+    path = home.requests(
+        "\n".join([rows[0], rows[1], rows[2].replace("target_new", "target_neu")]), name="a.jsonl"
+    )
+    ran = home.run("plan", str(path), "--editor", "finetune")
+    assert ran.code == 2 and "line 3" in ran.err and "target_neu" in ran.err
+    assert not home.folder.exists()
