@@ -20,8 +20,7 @@ from guardedit.edits.inputs import SolveInputs
 from guardedit.errors import BadRequestError, BlockedError
 from guardedit.gate.approvals import make_waiver
 from guardedit.models.handle import ModelHandle
-from guardedit.pipeline import Guard
-from guardedit.records import EditRequest, Plan
+from guardedit.records import EditRequest
 
 __all__ = ["home", "mlflow_home", "world"]
 
