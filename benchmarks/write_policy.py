@@ -32,6 +32,8 @@ class Rule:
     limit: float | None = None
     hard_too: bool = False
     stage: str | None = None
+    limit_of_many: float | None = None
+    """The limit of joint plans, where it is another."""
 
     @property
     def id(self) -> str:
@@ -137,6 +139,7 @@ POSTOP = (
         level="hard",
         op=">=",
         limit=1.0,
+        limit_of_many=0.9,
     ),
     Rule(
         "postop/paraphrase_success",
@@ -219,18 +222,28 @@ POSTOP = (
 )
 
 
-def limits(rule: Rule, bank: ReferenceBank) -> list[tuple[str, float, str, str]]:
-    """(id, limit, level, source) of a rule: one line, or a soft and a hard one."""
+Line = tuple[str, float, str, str, str | None]
+"""id, limit, level, source, and the plans that the rule is for."""
+
+
+def limits(rule: Rule, bank: ReferenceBank) -> list[Line]:
+    """One line, or a soft and a hard one, or one for single and one for joint plans.
+
+    What many requests do to everything else adds up. Twice the largest single edit is a hard limit for single edits
+    only; a joint plan beyond the soft one goes to a person, and to the absolute limits after the write.
+    """
+    if rule.limit is not None and rule.limit_of_many is not None:
+        many = (f"{rule.id}-of-many", rule.limit_of_many, rule.level, "absolute", "many")
+        return [(rule.id, rule.limit, rule.level, "absolute", "one"), many]
     if rule.limit is not None:
-        return [(rule.id, rule.limit, rule.level, "absolute")]
+        return [(rule.id, rule.limit, rule.level, "absolute", None)]
     soft = rounded(bank.quantile(rule.metric, SOFT_SHARE))
     where = f"p{SOFT_SHARE * 100:g} of n={len(bank.values[rule.metric])} real edits by {bank.editor}, seed {bank.seed}"
-    found = [(rule.id, soft, rule.level, where)]
+    found: list[Line] = [(rule.id, soft, rule.level, where, None)]
     if rule.hard_too:
         top = rounded(HARD_FACTOR * max(bank.values[rule.metric]))
-        found.append(
-            (f"{rule.id}-hard", top, "hard", f"{HARD_FACTOR:g} x the largest of the same {bank.n} edits")
-        )
+        source = f"{HARD_FACTOR:g} x the largest of the same {bank.n} edits"
+        found.append((f"{rule.id}-hard", top, "hard", source, None if rule.stage == "key" else "one"))
     return found
 
 
@@ -239,7 +252,7 @@ def rounded(value: float) -> float:
     return float(f"{value:.2g}")
 
 
-def rule_text(rule: Rule, name: str, limit: float, level: str, source: str) -> str:
+def rule_text(rule: Rule, name: str, limit: float, level: str, source: str, plans: str | None) -> str:
     """One [[rule]] table."""
     fields: dict[str, Any] = {
         "id": name,
@@ -253,6 +266,8 @@ def rule_text(rule: Rule, name: str, limit: float, level: str, source: str) -> s
     }
     if rule.stage:
         fields["stage"] = rule.stage
+    if plans:
+        fields["plans"] = plans
     lines = [
         f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {value!r}"
         for key, value in fields.items()
@@ -272,8 +287,9 @@ def main() -> None:
     kit = read_kit(folder / "kit.json")
     write_kit(folder, layer=kit["layer"], hparams=kit["hparams"])
     out = ["| rule | metric | limit | level | where the number comes from |", "|---|---|---|---|---|"]
-    for rule, name, limit, level, source in rows:
-        out.append(f"| {name} | `{rule.metric}` | {rule.op} {limit:g} | {level} | {source}: {rule.why} |")
+    for rule, name, limit, level, source, plans in rows:
+        of = {"one": " (one request)", "many": " (joint plans)"}.get(plans or "", "")
+        out.append(f"| {name} | `{rule.metric}` | {rule.op} {limit:g} | {level}{of} | {source}: {rule.why} |")
     sys.stdout.write("\n".join([*out, "", f"Digest: `{policy.digest}`", ""]))
 
 

@@ -349,6 +349,11 @@ class Plan(Record):
         """Whether more than one request was asked for."""
         return len(self.requests) + len(self.stopped) > 1
 
+    @property
+    def plans(self) -> Literal["one", "many"]:
+        """Which of a policy's rules the solved edit is judged by."""
+        return "many" if len(self.requests) > 1 else "one"
+
 
 class Decision(Record):
     """Somebody's word on one plan, bound to its digest."""

@@ -326,3 +326,21 @@ def test_a_broken_line_is_named_and_nothing_is_written(home: Home) -> None:
     ran = home.run("plan", str(path), "--editor", "finetune")
     assert ran.code == 2 and "line 3" in ran.err and "target_neu" in ran.err
     assert not home.folder.exists()
+
+
+# -- limits of one and of many
+
+
+def test_a_rule_may_bind_single_plans_only_or_joint_plans_only(home: Home) -> None:
+    rule = (
+        '[[rule]]\nid = "{plans}"\nmetric = "preop/delta_norm_ratio"\nop = "<="\nlimit = 0.0\nlevel = "hard"\n'
+        'plans = "{plans}"\nsentence = "The update has {{value}} times the norm."\n'
+    )
+    outcomes = {}
+    for plans in ("one", "many"):
+        path = home.folder.parent / f"{plans}.toml"
+        path.write_text(policy_text() + rule.format(plans=plans), encoding="utf-8")
+        guard = home.guard(policy=path)
+        made = guard.plan(THREE[0], editor="finetune"), guard.plan(THREE, editor="finetune")
+        outcomes[plans] = tuple(plan.judgement.outcome for plan in made)
+    assert outcomes == {"one": ("blocked", "auto-approved"), "many": ("auto-approved", "blocked")}

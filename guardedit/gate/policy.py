@@ -34,13 +34,15 @@ def judge(
     waivers: Iterable[Waiver],
     stage: Literal["key", "preop", "postop"],
     now: datetime,
+    plans: Literal["one", "many"] = "one",
 ) -> Judgement:
     """Compare every rule of `stage` with its score; `now` (aware) only decides whether a waiver has expired.
 
-    "key" screens one request before anything is solved, by the rules that say `stage = "key"`; its outcome is a pre-op
-    outcome. Waivers lift soft *failures*; what could not be measured still goes to a person.
+    `plans` says whether the plan is one of many requests, which a rule may leave out or be for alone. "key" screens one
+    request before anything is solved, by the rules that say `stage = "key"`; its outcome is a pre-op outcome. Waivers
+    lift soft *failures*; what could not be measured still goes to a person.
     """
-    rules = policy.rules_for(stage)
+    rules = policy.rules_for(stage, plans)
     by_metric = _by_metric(scores)
     valid = [w for w in sorted(waivers, key=canonical) if waiver_problem(w, now) is None]
     findings = tuple(_finding(rule, by_metric.get(rule.metric, []), valid) for rule in rules)

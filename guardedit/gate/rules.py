@@ -58,6 +58,8 @@ class Rule(Record):
     """"key" lets the rule screen single requests before anything is solved."""
     scope: Scope | None = None
     """Only a score of this scope counts."""
+    plans: Literal["one", "many"] | None = None
+    """Only plans of one request, or only joint ones: what many edits do adds up, so their limits may differ."""
     min_n: StrictInt | None = Field(default=None, ge=1)
     """A score from fewer independent units is inconclusive."""
 
@@ -138,11 +140,14 @@ class Policy(Record):
         """`sha256:…` of the parsed content: comments and layout of the file do not count."""
         return digest_of(self)
 
-    def rules_for(self, stage: Literal["key", "preop", "postop"]) -> tuple[Rule, ...]:
+    def rules_for(
+        self, stage: Literal["key", "preop", "postop"], plans: Literal["one", "many"] = "one"
+    ) -> tuple[Rule, ...]:
         """The rules of one judgement; "key" are the pre-op rules that screen single requests."""
+        binding = tuple(rule for rule in self.rules if rule.plans in (None, plans))
         if stage == "key":
-            return tuple(rule for rule in self.rules if rule.stage == "key")
-        return tuple(rule for rule in self.rules if rule.judged_stage == stage)
+            return tuple(rule for rule in binding if rule.stage == "key")
+        return tuple(rule for rule in binding if rule.judged_stage == stage)
 
 
 def load_policy(path: Path, known_metrics: Collection[str] | None = None) -> Policy:

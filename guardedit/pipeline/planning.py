@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from guardedit.audit.files import make_folder, write_atomic
 from guardedit.editors import EDITORS
@@ -101,7 +101,8 @@ def _solved(
     delta = EDITORS[editor].solve(handle, requests, settings, _inputs(workspace))
     workspace.progress("measuring what else would change", 0.7)
     risk = _risk(workspace, requests, views, delta, key_layer(workspace, settings))
-    judgement = judge(risk.scores, kit.policy, waivers, "preop", workspace.now())
+    plans: Literal["one", "many"] = "many" if len(requests) > 1 else "one"
+    judgement = judge(risk.scores, kit.policy, waivers, "preop", workspace.now(), plans)
     record = record_of(handle, delta, model_digest=handle.digest(), statistics_digests=_statistics(workspace))
     return _Draft(requests, delta, record, risk, judgement, tuple(waivers))
 
@@ -133,7 +134,7 @@ def waive(workspace: Workspace, plan_id: str, waivers: Sequence[Waiver]) -> Plan
     with editing(workspace):
         advance(workspace.state(plan_id), "supersede")
         check_waivers(waivers, policy, now)
-        judgement = judge(old.risk.scores, policy, waivers, "preop", now)
+        judgement = judge(old.risk.scores, policy, waivers, "preop", now, old.plans)
         delta = workspace.read_delta(old)
         draft = _Draft(old.requests, delta, old.delta, old.risk, judgement, tuple(waivers))
         made = _seal(workspace, replace(draft, stopped=old.stopped, screened=old.screened))

@@ -42,7 +42,7 @@ def screen(
     """Measure each request's key and judge it by the policy's rules with `stage = "key"`; waivers count as ever."""
     policy, now = workspace.kit.policy, workspace.now()
     context = risk_contexts(workspace, (layer,))[layer]
-    names = {rule.metric.removeprefix("preop/") for rule in policy.rules_for("key")} & set(KEY_SCORES)
+    names = {rule.metric.removeprefix("preop/") for rule in policy.rules_for("key", "many")} & set(KEY_SCORES)
     rows = []
     with preserved(workspace.handle):
         views = views_of(context, requests)
@@ -50,5 +50,5 @@ def screen(
             fill_surprises(views)
         for view in views:
             scores = key_scores(view, names | set(SHOWN))
-            rows.append(screened(view.request, scores, judge(scores, policy, waivers, "key", now)))
+            rows.append(screened(view.request, scores, judge(scores, policy, waivers, "key", now, "many")))
     return Screening(views, tuple(rows))
