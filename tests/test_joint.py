@@ -263,7 +263,7 @@ def test_a_delta_of_two_layers_goes_the_whole_way_and_a_missing_statistic_goes_t
     plan = guard.plan(THREE, editor="two-layers")
     assert {change.layer for change in plan.delta.changes} == {0, 1}
     share, near = plan.risk.score("leakage_share"), plan.risk.score("rehearsed_near_kl")
-    assert share is not None and share.value is None and "no second moment of layer 0" in (share.reason or "")
+    assert share is not None and share.value is None and "stats collect --layer 0" in (share.reason or "")
     assert near is not None and near.value is not None
     assert plan.judgement.outcome == "needs-approval"
     guard.approve(plan.plan_id, "looked at it: layer 0 has no statistics")
@@ -344,3 +344,20 @@ def test_a_rule_may_bind_single_plans_only_or_joint_plans_only(home: Home) -> No
         made = guard.plan(THREE[0], editor="finetune"), guard.plan(THREE, editor="finetune")
         outcomes[plans] = tuple(plan.judgement.outcome for plan in made)
     assert outcomes == {"one": ("blocked", "auto-approved"), "many": ("auto-approved", "blocked")}
+
+
+def test_percentiles_are_given_where_the_bank_of_single_edits_is_comparable(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from guardedit.gate.reference import ReferenceBank
+    from guardedit.risk.measure import SCORES
+
+    values = {f"preop/{name}": tuple(float(i) for i in range(30)) for name in SCORES}
+    bank = ReferenceBank(model="m", editor="rome", layer=1, n=30, seed=0, protocol="", values=values)
+    guard = home.guard()
+    vars(guard)["kit"] = replace(guard.kit, preop_bank=bank)
+    ranked = {}
+    for name, asked in (("one", THREE[0]), ("many", THREE)):
+        plan = guard.plan(asked, editor="finetune")
+        ranked[name] = {score.stage for score in plan.risk.scores if score.percentile is not None}
+    assert ranked == {"one": {"key", "delta", "rehearsal"}, "many": {"key"}}

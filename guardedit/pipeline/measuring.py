@@ -63,15 +63,19 @@ def key_layer(workspace: Workspace, settings: Any) -> int:
 
 
 def placed(
-    workspace: Workspace, scores: Sequence[Score], layers: Sequence[int], many: bool
+    workspace: Workspace, scores: Sequence[Score], key_layer: int, layers: Sequence[int], many: bool
 ) -> tuple[Score, ...]:
     """Scores with their percentiles among the bank's edits, where they can be compared with them.
 
-    The bank holds single edits of one layer: sums over several layers or requests have no place among them.
+    The bank holds single edits of one layer: keys of another layer, and sums over several `layers` or over many
+    requests, have no place among them.
     """
     bank = workspace.kit.preop_bank
-    if bank is None or (tuple(layers) == (bank.layer,) and not many):
-        return with_percentiles(scores, bank)
-    key = {score.name for score in scores if score.stage == "key" and bank.layer in layers}
-    known = iter(with_percentiles([score for score in scores if score.name in key], bank))
-    return tuple(next(known) if score.name in key else score for score in scores)
+    if bank is None:
+        return tuple(scores)
+    comparable = {
+        "key": key_layer == bank.layer,
+        "delta": tuple(layers) == (bank.layer,) and not many,
+        "rehearsal": not many,
+    }
+    return tuple(with_percentiles([one], bank)[0] if comparable.get(one.stage) else one for one in scores)

@@ -20,6 +20,7 @@ from guardedit.gate.approvals import check_waivers, decide
 from guardedit.gate.policy import judge
 from guardedit.gate.screening import judge_stopped
 from guardedit.gate.states import advance
+from guardedit.models.hooks import key_hook
 from guardedit.pipeline.asking import complete, require_editor_for, settle_first
 from guardedit.pipeline.measuring import key_layer, placed, risk_contexts
 from guardedit.pipeline.recovery import editing
@@ -152,12 +153,14 @@ def _risk(
 ) -> RiskReport:
     """The report of a delta, with the contexts of all its layers; keys are looked at in `layer`."""
     known = {view.context.layer: view.context for view in views}
-    wanted = tuple(dict.fromkeys((layer, *delta.layers)))
+    # Banks of layers without a second moment would be read for nothing: the sum over the layers has no value.
+    measurable = [one for one in delta.layers if key_hook(one) in workspace.kit.second_moments]
+    wanted = tuple(dict.fromkeys((layer, *measurable)))
     fresh = [one for one in wanted if one not in known]
     contexts = known | (risk_contexts(workspace, fresh) if fresh else {})
     others = [contexts[one] for one in wanted[1:]]
     report = measure(contexts[layer], requests, delta, others, views)
-    scores = placed(workspace, report.scores, delta.layers, len(requests) > 1)
+    scores = placed(workspace, report.scores, layer, delta.layers, len(requests) > 1)
     return report.model_copy(update={"scores": scores})
 
 

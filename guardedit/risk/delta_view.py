@@ -93,17 +93,19 @@ class DeltaView:
         )
 
     def _require_measurable(self, contexts: dict[int, RiskContext]) -> None:
-        handle = self.context.handle
-        foreign = [
-            c.parameter for c in self.delta.changes if c.parameter != handle.rewrite_parameter(c.layer)
-        ]
-        if foreign:
+        delta = self.delta
+        if not delta.touches_only_rewrite_modules:
             raise MissingStatisticsError(
-                f"the delta changes {', '.join(foreign)}, and statistics are those of MLP down projections"
+                f"the delta changes {len(delta.changes)} parameters, not only rewrite modules: what it does to a key "
+                "is not ΔW x"
             )
-        if not self.delta.changes or not set(self.delta.layers) <= set(contexts):
+        if not delta.changes:
+            raise MissingStatisticsError("the delta changes nothing")
+        missing = sorted(set(delta.layers) - set(contexts))
+        if missing:
             raise MissingStatisticsError(
-                f"the delta changes layers {self.delta.layers}, statistics are those of {sorted(contexts)}"
+                f"the delta changes layers {delta.layers}, statistics are those of {sorted(contexts)}; collect those "
+                f"of layer {missing[0]} with `guardedit stats collect --layer {missing[0]}`"
             )
         read = [(one.bank.contexts, one.protected.contexts) for one in contexts.values()]
         if any(words != read[0] for words in read):
