@@ -187,6 +187,16 @@ def test_many_requests_need_a_joint_editor(home: Home) -> None:
     assert not home.folder.exists()
 
 
+def test_requests_that_repeat_or_contradict_each_other_are_refused_by_name(home: Home) -> None:
+    other = THREE[0].model_copy(update={"target_new": "Madrid"})
+    with pytest.raises(BadRequestError, match=r"request 4 \(.*Eiffel Tower.*\) repeats request 1"):
+        home.guard().plan([*THREE, THREE[0]], editor="finetune")
+    path = home.requests(*[one.model_dump(exclude_defaults=True) for one in (*THREE, other)])
+    ran = home.run("plan", str(path), "--editor", "finetune")
+    assert ran.code == 2 and "request 1" in ran.err and "request 4" in ran.err and "contradict" in ran.err
+    assert not home.folder.exists()
+
+
 def test_outcomes_and_probabilities_are_of_all_requests(home: Home) -> None:
     guard = home.guard()
     plan = guard.plan(THREE, editor="finetune", hparams={"steps": 12, "learning_rate": 0.01})

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from guardedit.drift.probes import top_answer
 from guardedit.editors import EDITORS
+from guardedit.edits.batches import require_consistent
 from guardedit.errors import BadRequestError
 from guardedit.models.handle import ModelHandle
 from guardedit.pipeline.kit import require_editor
@@ -25,9 +26,12 @@ def understood(
     """
     require_editor(editor)
     workspace.kit.settings(editor)
+    together = EDITORS[editor].joint and not each
+    if together:
+        require_plannable(editor, requests)
     settle_first(workspace)
     completed = tuple(complete(workspace.handle, request) for request in requests)
-    return (completed,) if EDITORS[editor].joint and not each else tuple((one,) for one in completed)
+    return (completed,) if together else tuple((one,) for one in completed)
 
 
 def complete(handle: ModelHandle, request: EditRequest) -> EditRequest:
@@ -59,14 +63,19 @@ def _says(handle: ModelHandle, prompt: str, answer: str) -> bool:
     return continued(handle, prompt, length + 1).strip().startswith(answer)
 
 
-def require_editor_for(editor: str, n_requests: int) -> None:
-    """Raise BadRequestError for an unknown editor, for no requests, and for many where it takes one at a time."""
+def require_plannable(editor: str, requests: Sequence[EditRequest]) -> None:
+    """Raise BadRequestError unless one plan by this editor can hold these requests.
+
+    Not for an unknown editor, no requests, many where it takes one at a time, and two that repeat or contradict each
+    other.
+    """
     require_editor(editor)
-    if not n_requests:
+    if not requests:
         raise BadRequestError("there is no request to plan")
-    if n_requests > 1 and not EDITORS[editor].joint:
+    if len(requests) > 1 and not EDITORS[editor].joint:
         joint = ", ".join(sorted(name for name, one in EDITORS.items() if one.joint))
         raise BadRequestError(
-            f"{editor} edits one fact at a time, got {n_requests}; plan them one by one (`--each`), or together with "
-            f"one of {joint}"
+            f"{editor} edits one fact at a time, got {len(requests)}; plan them one by one (`--each`), or together "
+            f"with one of {joint}"
         )
+    require_consistent(requests)

@@ -21,7 +21,7 @@ from guardedit.gate.policy import judge
 from guardedit.gate.screening import judge_stopped
 from guardedit.gate.states import advance
 from guardedit.models.hooks import key_hook
-from guardedit.pipeline.asking import complete, require_editor_for, settle_first
+from guardedit.pipeline.asking import complete, require_plannable, settle_first
 from guardedit.pipeline.measuring import key_layer, placed, risk_contexts
 from guardedit.pipeline.recovery import editing
 from guardedit.pipeline.screening import Screening, screen
@@ -71,7 +71,7 @@ def make_plan(
     Raises BadRequestError, MissingStatisticsError, SolveError; then neither model nor ledger has changed.
     """
     asked = (requests,) if isinstance(requests, EditRequest) else tuple(requests)
-    require_editor_for(editor, len(asked))
+    require_plannable(editor, asked)
     settle_first(workspace)
     settings = workspace.kit.settings(editor, hparams)
     check_waivers(waivers, workspace.kit.policy, workspace.now())
