@@ -123,8 +123,7 @@ def _asked(audit: AuditReport) -> tuple[str, ...]:
     if len(plan.requests) > 3:
         lines.append(f"And {len(plan.requests) - 3} more; all are listed below.")
     if plan.stopped:
-        so = "left out" if plan.delta.changes else "nothing was solved"
-        lines.append(f"{len(plan.stopped)} more were asked for: {so}, because the policy stops them.")
+        lines.append(f"{len(plan.stopped)} more were asked for and left out, because the policy stops them.")
     reasons = list(dict.fromkeys(visible(r.reason) for r in plan.requests if r.reason))
     return (
         *lines,
