@@ -16,7 +16,7 @@ from torch import Tensor
 
 from guardedit.models.handle import ModelHandle
 from guardedit.models.hooks import record, resume
-from guardedit.models.tokens import pad_id
+from guardedit.models.tokens import pad_id, position_ids
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,11 +92,15 @@ def _pad(handle: ModelHandle, rows: list[list[int]], *, left: bool) -> tuple[Ten
 
 def past_of(handle: ModelHandle, ids: Tensor, mask: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
     """Keys and values (batch, heads, seq, d_head) of every layer, from one forward pass over `ids` (batch, seq)."""
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    output = handle.model.base_model(
-        input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True
+    cache = _cache(())
+    handle.model.base_model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=position_ids(mask),
+        past_key_values=cache,
+        use_cache=True,
     )
-    return tuple((layer.keys, layer.values) for layer in output.past_key_values.layers)
+    return tuple((layer.keys, layer.values) for layer in cache.layers)
 
 
 def _forward(
@@ -106,17 +110,19 @@ def _forward(
         input_ids=ids,
         attention_mask=full_mask,
         position_ids=positions,
-        past_key_values=_cache(past),
+        past_key_values=_cache(past) if past else None,
         use_cache=bool(past),
     )
     states: Tensor = output.last_hidden_state
-    return states
+    return states.to(ids.device)
 
 
 def _cache(past: Sequence[tuple[Tensor, Tensor]]) -> Any:
-    """A fresh cache for each run: a forward pass appends to the one it is given."""
-    if not past:
-        return None
+    """A fresh cache for each run: a forward pass appends to the one it is given.
+
+    Made without the model's configuration, it keeps every token in every layer. Transformers' own would drop what is
+    out of a sliding window, counted from the end of the padded prefix; the mask hides those tokens either way.
+    """
     from transformers import DynamicCache
 
     cache = DynamicCache()
