@@ -105,6 +105,7 @@ def test_the_upstream_digest_changes_exactly_where_the_key_can(fresh: ModelHandl
         ("blocks.2.hook_resid_pre", False),
         ("blocks.2.hook_attn_out", False),
         ("blocks.2.mlp.hook_post", False),
+        ("blocks.2.mlp.out.hook_out", True),
         ("blocks.2.hook_mlp_out", True),
         ("blocks.2.hook_resid_post", True),
         ("blocks.3.hook_resid_pre", True),

@@ -11,7 +11,9 @@ from guardedit.models import hooks
 from guardedit.models.handle import ModelHandle
 
 TEXTS = ["The capital of France is Paris.", "Alan Turing was born in London. He was"]
-POINTS = ("hook_resid_pre", "hook_attn_out", "mlp.hook_post", "hook_mlp_out", "hook_resid_post")
+POINTS = (
+    "hook_resid_pre", "hook_attn_out", "mlp.hook_post", "mlp.out.hook_out", "hook_mlp_out", "hook_resid_post",
+)  # fmt: skip
 
 
 def batch_of(handle: ModelHandle, texts: list[str] = TEXTS) -> tuple[Tensor, Tensor]:
@@ -42,11 +44,11 @@ def test_the_residual_stream_adds_up(tiny: ModelHandle) -> None:
             assert torch.equal(at["hook_resid_post"], seen[f"blocks.{layer + 1}.hook_resid_pre"])
 
 
-def test_the_mlp_output_is_the_weight_times_the_key(tiny: ModelHandle) -> None:
-    """`weight` is (d_out, d_in) in both orientations: mlp_out = W·key + bias; d_in is the key's width."""
+def test_the_rewrite_module_puts_out_the_weight_times_the_key(tiny: ModelHandle) -> None:
+    """`weight` is (d_out, d_in) in both orientations: W·key + bias, before any norm; d_in is the key's width."""
     seen = activations(tiny)
     for layer in range(tiny.n_layers):
-        key, out = seen[f"blocks.{layer}.mlp.hook_post"], seen[f"blocks.{layer}.hook_mlp_out"]
+        key, out = seen[hooks.key_hook(layer)], seen[hooks.rewrite_hook(layer)]
         assert key.shape[-1] == tiny.d_in(layer) == 64 and out.shape[-1] == tiny.d_model == 32
         bias = getattr(tiny.block(layer).get_submodule(tiny.architecture.rewrite_module), "bias", None)
         expected = key @ tiny.weight(layer).T + (0 if bias is None else bias)
