@@ -64,10 +64,10 @@ GPT = {
     "n_embd": 32, "n_inner": 64, "n_layer": 4, "n_head": 4, "n_positions": 256, "initializer_range": 0.18, **SPECIAL,
 }  # fmt: skip
 ALTERNATING = {
-    "head_dim": 8, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "head_dim": 8, "sliding_window": 12, "layer_types": ["sliding_attention", "full_attention"] * 2,
     "query_pre_attn_scalar": 8,
 }  # fmt: skip
-"""Windows shorter than the tests' prompts, so that a mistake in them shows."""
+"""All windows here are shorter than the tests' prompts, so that a mistake in them shows."""
 
 
 def _shaken(model: Any, biases_only: bool = False) -> Any:
@@ -78,6 +78,15 @@ def _shaken(model: Any, biases_only: bool = False) -> Any:
                 parameter.normal_(std=0.1)
             elif "norm" in name and not biases_only:
                 parameter.add_(0.1 * torch.randn(parameter.shape))
+    return model
+
+
+def _loud(model: Any) -> Any:
+    """A norm behind the MLP bounds what an edit can do, in a random model to less than a test can tell apart."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "post_feedforward_layernorm" in name:
+                parameter.add_(1.0)
     return model
 
 
@@ -119,21 +128,22 @@ def _gemma2(vocab_size: int) -> Any:
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     capped = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 8.0}
-    return _shaken(Gemma2ForCausalLM(Gemma2Config(vocab_size=vocab_size, **GROUPED, **ALTERNATING, **capped)))
+    config = Gemma2Config(vocab_size=vocab_size, **GROUPED, **ALTERNATING, **capped)
+    return _loud(_shaken(Gemma2ForCausalLM(config)))
 
 
 def _gemma3(vocab_size: int) -> Any:
     """As Gemma 2, with one rotary base for layers with a window and one for those without."""
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-    return _shaken(Gemma3ForCausalLM(Gemma3TextConfig(vocab_size=vocab_size, **GROUPED, **ALTERNATING)))
+    return _loud(_shaken(Gemma3ForCausalLM(Gemma3TextConfig(vocab_size=vocab_size, **GROUPED, **ALTERNATING))))
 
 
 def _olmo2(vocab_size: int) -> Any:
     """Norms behind attention and MLP and none in front."""
     from transformers import Olmo2Config, Olmo2ForCausalLM
 
-    return _shaken(Olmo2ForCausalLM(Olmo2Config(vocab_size=vocab_size, **GROUPED)))
+    return _loud(_shaken(Olmo2ForCausalLM(Olmo2Config(vocab_size=vocab_size, **GROUPED))))
 
 
 def _gpt2(vocab_size: int) -> Any:

@@ -48,7 +48,7 @@ def test_a_batch_gives_each_fact_the_value_it_gets_alone(tiny: ModelHandle, size
     for value, request in zip(found, REQUESTS, strict=True):
         single = alone(tiny, FREE, request)
         # Larger matrix products round otherwise in float32, and a dozen steps of Adam carry that on.
-        assert float((value.residual - single.residual).norm()) < 1e-3 * float(single.residual.norm())
+        assert float((value.residual - single.residual).norm()) <= 1e-3 * float(single.residual.norm())
         assert value.losses == pytest.approx(single.losses, abs=1e-3)
         assert value.clamped == single.clamped
 
@@ -66,7 +66,7 @@ def test_the_order_of_the_requests_does_not_matter(tiny: ModelHandle) -> None:
     there = together(tiny, FREE)
     back = together(tiny, FREE, REQUESTS[::-1])[::-1]
     for one, other in zip(there, back, strict=True):
-        assert float((one.residual - other.residual).norm()) < 1e-3 * float(one.residual.norm())
+        assert float((one.residual - other.residual).norm()) <= 1e-3 * float(one.residual.norm())
 
 
 def test_keys_in_one_batch_are_the_keys_one_by_one(tiny: ModelHandle) -> None:
