@@ -21,6 +21,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from guardedit.errors import BadRequestError
@@ -192,6 +193,31 @@ def resume(handle: ModelHandle, layer: int, hidden: Tensor) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def only_from(handle: ModelHandle, start: int, layer: int) -> Iterator[None]:
+    """Let hooks that were entered before, at block `layer` and above, see only the positions from `start` on.
+
+    What they make of those goes on behind what stands before. Hooks that are entered later see whole rows.
+    """
+    with ExitStack() as stack:
+        for index in range(layer, handle.n_layers) if start else ():
+            for rank in range(len(_POINTS)):
+                cut, join = _cut_and_join(start)
+                stack.callback(_attach(handle, HookPoint(index, rank), cut, first=True).remove)
+                stack.callback(_attach(handle, HookPoint(index, rank), join).remove)
+        yield
+
+
+def _cut_and_join(start: int) -> tuple[Replace, Replace]:
+    held: list[Tensor] = []
+
+    def cut(activation: Tensor) -> Tensor:
+        held[:] = [activation[:, :start]]
+        return activation[:, start:]
+
+    return cut, lambda rest: torch.cat([*held, rest], 1)
+
+
 def _put_back(block: nn.Module, forward: Any) -> None:
     """Undo what `resume` did to a block, which may have had a forward of its own (accelerate gives it one)."""
     if forward is None:
@@ -213,12 +239,12 @@ def _module(handle: ModelHandle, point: HookPoint) -> nn.Module:
     return block if path is None else block.get_submodule(path)
 
 
-def _attach(handle: ModelHandle, point: HookPoint, fn: Replace) -> Any:
-    """Register `fn` at the point and return torch's removable handle."""
+def _attach(handle: ModelHandle, point: HookPoint, fn: Replace, *, first: bool = False) -> Any:
+    """Register `fn` at the point, behind all others or before them, and return torch's removable handle."""
     module = _module(handle, point)
     if point.point in _INPUTS:
-        return module.register_forward_pre_hook(_on_input(fn), with_kwargs=True)
-    return module.register_forward_hook(_on_output(fn))
+        return module.register_forward_pre_hook(_on_input(fn), prepend=first, with_kwargs=True)
+    return module.register_forward_hook(_on_output(fn), prepend=first)
 
 
 def _on_input(fn: Replace) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
