@@ -136,7 +136,9 @@ def _gemma3(vocab_size: int) -> Any:
     """As Gemma 2, with one rotary base for layers with a window and one for those without."""
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-    return _loud(_shaken(Gemma3ForCausalLM(Gemma3TextConfig(vocab_size=vocab_size, **GROUPED, **ALTERNATING))))
+    return _loud(
+        _shaken(Gemma3ForCausalLM(Gemma3TextConfig(vocab_size=vocab_size, **GROUPED, **ALTERNATING)))
+    )
 
 
 def _olmo2(vocab_size: int) -> Any:

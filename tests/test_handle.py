@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from guardedit.errors import BadRequestError
-from guardedit.models import hooks, sources
+from guardedit.models import sources
 from guardedit.models.handle import ModelHandle, preserved, tensor_digest
 from guardedit.records import digest_of_bytes
 
@@ -174,8 +174,12 @@ def test_logits_come_from_the_final_normed_states(every_family: ModelHandle) -> 
     last = torch.zeros_like(encoded["attention_mask"], dtype=torch.bool)
     last[range(3), encoded["attention_mask"].sum(1) - 1] = True
     with torch.no_grad():
-        whole = every_family.model(input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"]).logits
-        some = every_family.logits_at(every_family.hidden(encoded["input_ids"], encoded["attention_mask"]), last)
+        whole = every_family.model(
+            input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"]
+        ).logits
+        some = every_family.logits_at(
+            every_family.hidden(encoded["input_ids"], encoded["attention_mask"]), last
+        )
     # One row at a time or all at once: rounding of a sum over 32 terms.
     torch.testing.assert_close(some, whole[last], rtol=1e-5, atol=1e-5)
 

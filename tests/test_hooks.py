@@ -50,7 +50,9 @@ def test_the_rewrite_module_puts_out_the_weight_times_the_key(every_family: Mode
     for layer in range(every_family.n_layers):
         key, out = seen[hooks.key_hook(layer)], seen[hooks.rewrite_hook(layer)]
         assert key.shape[-1] == every_family.d_in(layer) == 64 and out.shape[-1] == every_family.d_model == 32
-        bias = getattr(every_family.block(layer).get_submodule(every_family.architecture.rewrite_module), "bias", None)
+        bias = getattr(
+            every_family.block(layer).get_submodule(every_family.architecture.rewrite_module), "bias", None
+        )
         expected = key @ every_family.weight(layer).T + (0 if bias is None else bias)
         # One matrix product in another memory layout: rounding of a sum over 64 terms.
         torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
@@ -108,7 +110,9 @@ def test_resuming_equals_the_whole_forward_bit_for_bit(every_family: ModelHandle
     """The blocks that run get the same input, mask and positions, so even rounding is the same."""
     with torch.no_grad():
         whole = every_family.hidden(*batch_of(every_family))
-        start = activations(every_family, [f"blocks.{layer}.hook_resid_pre"])[f"blocks.{layer}.hook_resid_pre"]
+        start = activations(every_family, [f"blocks.{layer}.hook_resid_pre"])[
+            f"blocks.{layer}.hook_resid_pre"
+        ]
         with hooks.resume(every_family, layer, start):
             resumed = every_family.hidden(*batch_of(every_family))
     assert torch.equal(whole, resumed)

@@ -120,16 +120,18 @@ def test_an_unknown_family_is_told_what_was_looked_for_and_what_to_do(tmp_path: 
 
 def test_a_row_of_one_s_own_loads_a_family_that_the_table_lacks(tmp_path: Path) -> None:
     """And the table is the same afterwards."""
-    from transformers import BloomConfig, BloomForCausalLM
+    from transformers import PhiConfig, PhiForCausalLM
 
     row = architectures.Architecture(
-        name="bloom", layers="transformer.h", embedding="transformer.word_embeddings", final_norm="transformer.ln_f",
-        unembedding="lm_head", mlp="mlp", rewrite_module="mlp.dense_4h_to_h", attention="self_attention",
+        name="phi2", layers="model.layers", embedding="model.embed_tokens", final_norm="model.final_layernorm",
+        unembedding="lm_head", mlp="mlp", rewrite_module="mlp.fc2", attention="self_attn",
     )  # fmt: skip
-    model, before = BloomForCausalLM(BloomConfig(vocab_size=400, hidden_size=16, n_layer=1, n_head=2)), ROWS
-    handle = sources.load(save(model, tmp_path), architecture=row)
-    assert handle.architecture is row and handle.d_in(0) == 64
-    assert architectures.ARCHITECTURES == before
+    folder = save(PhiForCausalLM(PhiConfig(**SIZES, **HEADS)), tmp_path)
+    with pytest.raises(UnknownArchitectureError):
+        sources.load(folder)
+    handle = sources.load(folder, architecture=row)
+    assert handle.architecture is row and handle.d_in(0) == 32
+    assert architectures.ARCHITECTURES is ROWS
 
 
 def test_a_norm_after_the_mlp_is_not_taken_for_llama(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from guardedit.edits.keys import key_of
 from guardedit.edits.values import Value, ValueHparams, optimise_value
 from guardedit.errors import BadRequestError, SolveError
 from guardedit.models.handle import ModelHandle
-from guardedit.models.hooks import rewrite_hook, patch
+from guardedit.models.hooks import patch, rewrite_hook
 from guardedit.models.tokens import tokenise
 from guardedit.records import EditRequest
 

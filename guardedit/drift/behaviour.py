@@ -63,10 +63,13 @@ def compare(
     that rounding in the normalisation enters squared only.
     """
     dtype = next(heads[0].parameters()).dtype
-    sides = tuple(zip(heads, (final_before, final_after), strict=True))
     chunks = (slice(start, start + _CHUNK) for start in range(0, len(following), _CHUNK))
     parts = [
-        _compare_chunk(*(_logits(head, final[c].to(dtype), finish) for head, final in sides), following[c])
+        _compare_chunk(
+            _logits(heads[0], final_before[c].to(dtype), finish),
+            _logits(heads[1], final_after[c].to(dtype), finish),
+            following[c],
+        )
         for c in chunks
     ]
     columns = [torch.cat(column) for column in zip(*parts, strict=True)]

@@ -201,17 +201,19 @@ class ModelHandle:
     def _is_upstream(self, parameter: str, point: HookPoint) -> bool:
         """Whether `parameter` can influence the activation at `point`."""
         row = self.architecture
-        embeddings = (row.embedding, row.positions)
-        if any(part is not None and parameter.startswith(f"{part}.") for part in embeddings):
-            return True
         if not parameter.startswith(f"{row.layers}."):
-            return False
+            # Embeddings, and whatever a family puts between them and the blocks.
+            return not parameter.startswith((f"{row.final_norm}.", f"{row.unembedding}."))
         layer, rest = parameter.removeprefix(f"{row.layers}.").split(".", 1)
         if int(layer) != point.layer or point.point == "hook_resid_pre":
             return int(layer) < point.layer
         if point.point in ("hook_mlp_out", "hook_resid_post"):
             return True
-        behind = (row.post_mlp_norm,) if point.point == "mlp.out.hook_out" else (row.post_mlp_norm, row.rewrite_module)
+        behind = (
+            (row.post_mlp_norm,)
+            if point.point == "mlp.out.hook_out"
+            else (row.post_mlp_norm, row.rewrite_module)
+        )
         return not rest.startswith(tuple(f"{part}." for part in behind if part is not None))
 
     def bridge(self) -> Any:

@@ -3,11 +3,14 @@
 Hook names are TransformerLens' canonical ones:
 
     blocks.{L}.hook_resid_pre    (batch, seq, d_model)   input of block L
-    blocks.{L}.hook_attn_out     (batch, seq, d_model)   what attention L adds to the residual stream (behind a norm, if any)
+    blocks.{L}.hook_attn_out     (batch, seq, d_model)   what attention L adds to the residual stream
     blocks.{L}.mlp.hook_post     (batch, seq, d_in)      input of the down projection: the space of edit keys
     blocks.{L}.mlp.out.hook_out  (batch, seq, d_model)   output of the down projection: the space of edit values
-    blocks.{L}.hook_mlp_out      (batch, seq, d_model)   what MLP L adds to the residual stream (behind a norm, if any)
+    blocks.{L}.hook_mlp_out      (batch, seq, d_model)   what MLP L adds to the residual stream
     blocks.{L}.hook_resid_post   (batch, seq, d_model)   output of block L
+
+Where a family has a norm behind attention or MLP (Gemma 2, OLMo 2), what is added to the residual stream is that
+norm's output; the space of edit values lies before it.
 
 Hooks that are entered later see what earlier ones made of the activation: `patch` then `record` records the
 patched one. Every context manager leaves the model without a trace, also when its body raises.

@@ -43,7 +43,10 @@ class Suffix:
 
         Hooks that were entered before see the positions from the split on, and only those.
         """
-        with only_from(self.handle, self.again.shape[1], self.layer), resume(self.handle, self.layer, self.resid_pre):
+        with (
+            only_from(self.handle, self.again.shape[1], self.layer),
+            resume(self.handle, self.layer, self.resid_pre),
+        ):
             return self._run()
 
     def _run(self) -> Float[Tensor, "batch seq d_model"]:
