@@ -134,6 +134,23 @@ def test_a_row_of_one_s_own_loads_a_family_that_the_table_lacks(tmp_path: Path) 
     assert architectures.ARCHITECTURES is ROWS
 
 
+def test_what_stands_between_embedding_and_blocks_is_upstream_of_every_block() -> None:
+    """BLOOM has a norm there that no field of a row names."""
+    from transformers import BloomConfig, BloomForCausalLM
+
+    model = BloomForCausalLM(BloomConfig(vocab_size=400, hidden_size=16, n_layer=1, n_head=2))
+    row = architectures.Architecture(
+        name="bloom", layers="transformer.h", embedding="transformer.word_embeddings", final_norm="transformer.ln_f",
+        unembedding="lm_head", mlp="mlp", rewrite_module="mlp.dense_4h_to_h", attention="self_attention",
+    )  # fmt: skip
+    handle = ModelHandle(model, None, row, "bloom", Path())
+    for path, told in (("word_embeddings_layernorm", True), ("ln_f", False)):
+        before = handle.upstream_digest(0)
+        with torch.no_grad():
+            model.get_parameter(f"transformer.{path}.weight").add_(1.0)
+        assert (handle.upstream_digest(0) != before) is told, path
+
+
 def test_a_norm_after_the_mlp_is_not_taken_for_llama(tmp_path: Path) -> None:
     """OLMo 2 has all of Llama's paths and one norm more: there the MLP's output is not what the stream gets."""
     from transformers import Olmo2Config, Olmo2ForCausalLM
