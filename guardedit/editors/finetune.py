@@ -72,7 +72,8 @@ def solve_finetune(
     layer = hparams.layer
     with preserved(handle), torch.enable_grad():
         batches = target_rows(handle, requests, hparams.contexts, hparams.score_at)
-        matrix = torch.zeros_like(handle.weight(layer), dtype=torch.float32).contiguous().requires_grad_(True)
+        weight = handle.weight(layer)
+        matrix = torch.zeros(weight.shape, device=weight.device, requires_grad=True)
         parts = [_part(handle, rows, layer, matrix) for rows in batches]
         losses = descend([matrix], parts, hparams, inputs, partial(_clamp, matrix, hparams.clamp))
     change = WeightChange(handle.rewrite_parameter(layer), layer, Dense(matrix.detach()))

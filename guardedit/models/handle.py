@@ -75,7 +75,7 @@ class ModelHandle:
 
     def d_in(self, layer: int) -> int:
         """Width of the key space of `layer`: the input of its rewrite module."""
-        return self._oriented(self._stored(layer)).shape[1]
+        return int(self._stored(layer).shape[0 if self.architecture.transposed else 1])
 
     def rewrite_parameter(self, layer: int) -> str:
         """Name of the parameter that an edit of `layer` writes to."""
@@ -87,15 +87,13 @@ class ModelHandle:
 
         Raises BadModelError where the weight is offloaded, so that no device holds it.
         """
-        return self._oriented(self.present(self.rewrite_parameter(layer), self._stored(layer)))
+        stored = self.present(self.rewrite_parameter(layer), self._stored(layer))
+        return stored.T if self.architecture.transposed else stored
 
     def _stored(self, layer: int) -> Tensor:
         """The rewrite module's weight as the model keeps it."""
         stored: Tensor = self.block(layer).get_submodule(self.architecture.rewrite_module).weight  # type: ignore[assignment]
         return stored
-
-    def _oriented(self, stored: Tensor) -> Tensor:
-        return stored.T if self.architecture.transposed else stored
 
     def present(self, name: str, parameter: Tensor) -> Tensor:
         """The parameter; raises BadModelError where its bytes are not in the model but with accelerate."""
@@ -123,8 +121,11 @@ class ModelHandle:
         return self.architecture.transposed and not usual and self.model.get_parameter(parameter).ndim == 2
 
     def oriented(self, parameter: str) -> Tensor:
-        """A parameter as edits see it: a linear map's weight as (d_out, d_in), all else as the model stores it."""
-        stored: Tensor = self.model.get_parameter(parameter)
+        """A parameter as edits see it: a linear map's weight as (d_out, d_in), all else as the model stores it.
+
+        Raises BadModelError as `weight`.
+        """
+        stored = self.present(parameter, self.model.get_parameter(parameter))
         return stored.T if self.is_transposed(parameter) else stored
 
     def encode(self, texts: Sequence[str], side: str = "right") -> dict[str, Tensor]:
