@@ -22,9 +22,10 @@ from guardedit.edits.deltas import EditDelta, post_images, rehearsed, written
 from guardedit.edits.inputs import SolveInputs
 from guardedit.edits.keys import key_of
 from guardedit.edits.values import optimise_value
+from guardedit.errors import BadRequestError
 from guardedit.models import architectures, hooks, sources
 from guardedit.models.handle import ModelHandle, preserved
-from guardedit.models.suffix import Suffix, split_rows
+from guardedit.models.suffix import Suffix, past_of, split_rows
 
 ROWS = {
     "llama": "llama", "mistral": "llama", "qwen2": "llama", "qwen3": "llama", "phi3": "llama", "gemma2": "gemma2",
@@ -138,7 +139,7 @@ def test_the_end_of_a_row_and_its_gradient_are_those_of_the_whole_row(
     residual.requires_grad_()
     with preserved(handle):
         suffix = split_rows(handle, rows, SPLITS, layer)
-        assert bool(suffix.past) is cached
+        assert bool(suffix.past) is cached and bool(suffix.again.shape[1]) is not cached
         with hooks.patch(handle, hooks.rewrite_hook(layer), adding(residual, 0)):
             found = suffix.hidden()
         ends = [found[i, : len(row) - split] for i, (row, split) in enumerate(zip(rows, SPLITS, strict=True))]
@@ -155,6 +156,13 @@ def test_the_end_of_a_row_and_its_gradient_are_those_of_the_whole_row(
             for each in (ends, expected)
         )
     assert float((gradient - plain).norm()) < 1e-3 * float(plain.norm()) and float(plain.norm()) > 1e-2
+
+
+def test_keys_and_values_that_do_not_say_all_are_not_handed_out(tiny_llama: ModelHandle) -> None:
+    handle = replace(tiny_llama, architecture=replace(tiny_llama.architecture, prefix_cache=False))
+    ids = torch.tensor([[5, 6]])
+    with pytest.raises(BadRequestError, match="do not say all"):
+        past_of(handle, ids, torch.ones_like(ids))
 
 
 def test_some_of_the_rows_are_what_they_were_among_all(every_family: ModelHandle) -> None:

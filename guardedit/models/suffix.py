@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from guardedit.errors import BadRequestError
 from guardedit.models.handle import ModelHandle
 from guardedit.models.hooks import only_from, record, resume
 from guardedit.models.tokens import pad_id, position_ids
@@ -115,7 +116,15 @@ def _pad(handle: ModelHandle, rows: list[list[int]], *, left: bool) -> tuple[Ten
 
 
 def past_of(handle: ModelHandle, ids: Tensor, mask: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
-    """Keys and values (batch, heads, seq, d_head) of every layer, from one forward pass over `ids` (batch, seq)."""
+    """Keys and values (batch, heads, seq, d_head) of every layer, from one forward pass over `ids` (batch, seq).
+
+    Raises BadRequestError where the family's do not say all about those tokens.
+    """
+    if not handle.architecture.prefix_cache:
+        raise BadRequestError(
+            f"the keys and values of {handle.name} ({handle.architecture.name}) do not say all about the tokens "
+            "before: nothing can be computed from them"
+        )
     cache = _cache(())
     handle.model.base_model(
         input_ids=ids,
