@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from edits_helpers import LAYER, TOWER, moments
-from test_editors import settings
+from test_editors import settings, solved
 from torch import Tensor
 
 from guardedit.editors import EDITORS
@@ -100,9 +100,7 @@ def test_solving_and_writing_give_the_same_bytes(
     for handle in (plain, spread):
         before = handle.digest()
         key = key_of(handle, TOWER, LAYER, ("",)).k_star
-        delta = EDITORS[editor].solve(
-            handle, [TOWER], settings(editor, steps=3), SolveInputs(moments(), seed=0)
-        )
+        delta = solved(editor, handle, steps=3)
         with rehearsed(handle, delta):
             tried = run(handle)
         with written(handle, delta):

@@ -7,18 +7,17 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from conftest import FAMILIES
 from edits_helpers import LAYER, TOWER, moments, twin
-from test_editors import settings
+from test_editors import settings, solved
 from torch import Tensor
 
 from guardedit.audit.versions import VersionStore
 from guardedit.editors import EDITORS
-from guardedit.edits.deltas import EditDelta, post_images, rehearsed, written
+from guardedit.edits.deltas import post_images, rehearsed, written
 from guardedit.edits.inputs import SolveInputs
 from guardedit.edits.keys import key_of
 from guardedit.edits.values import optimise_value
@@ -178,10 +177,6 @@ def test_some_of_the_rows_are_what_they_were_among_all(every_family: ModelHandle
                 )
 
 
-def solved(editor: str, handle: ModelHandle, **named: Any) -> EditDelta:
-    return EDITORS[editor].solve(handle, [TOWER], settings(editor, steps=4, **named), SolveInputs(moments()))
-
-
 def read(handle: ModelHandle, layer: int) -> tuple[Tensor, Tensor]:
     """What the rewrite module of `layer` is asked and answers, and the final states, over TEXTS."""
     batch = handle.encode(TEXTS)
@@ -195,7 +190,7 @@ def test_an_edit_does_what_it_says_and_is_undone_bit_for_bit(every_family: Model
     """The answer moves by ΔW·key, before any norm; what is rehearsed is what is written; nothing else is touched."""
     handle, before = every_family, every_family.manifest()
     tied = handle.model.config.tie_word_embeddings
-    delta = solved(editor, handle)
+    delta = solved(editor, handle, steps=4)
     layer = (delta.layers or (LAYER,))[0]
     key = forward(handle, [hooks.key_hook(layer)])[hooks.key_hook(layer)]
     answer, final = read(handle, layer)
