@@ -54,35 +54,127 @@ def tiny_tokenizer() -> Any:
     return wrapped
 
 
+SPECIAL = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
+SIZES = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "max_position_embeddings": 256, "initializer_range": 0.18, **SPECIAL,
+}  # fmt: skip
+GROUPED = {**SIZES, "num_key_value_heads": 2}
+GPT = {
+    "n_embd": 32, "n_inner": 64, "n_layer": 4, "n_head": 4, "n_positions": 256, "initializer_range": 0.18, **SPECIAL,
+}  # fmt: skip
+ALTERNATING = {
+    "head_dim": 8, "sliding_window": 12, "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "query_pre_attn_scalar": 8,
+}  # fmt: skip
+"""All windows here are shorter than the tests' prompts, so that a mistake in them shows."""
+
+
+def _shaken(model: Any, biases_only: bool = False) -> Any:
+    """Transformers starts biases at zero and norms at one, which would hide a mistake in how they are handled."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.1)
+            elif "norm" in name and not biases_only:
+                parameter.add_(0.1 * torch.randn(parameter.shape))
+    return model
+
+
+def _loud(model: Any) -> Any:
+    """A norm behind the MLP bounds what an edit can do, in a random model to less than a test can tell apart."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "post_feedforward_layernorm" in name:
+                parameter.add_(1.0)
+    return model
+
+
 def _llama(vocab_size: int) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=vocab_size, hidden_size=32, intermediate_size=64, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True,
-        initializer_range=0.18, bos_token_id=0, eos_token_id=0, pad_token_id=1,
-    )  # fmt: skip
-    return LlamaForCausalLM(config)
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, tie_word_embeddings=True, **GROUPED))
+
+
+def _mistral(vocab_size: int) -> Any:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    return _shaken(MistralForCausalLM(MistralConfig(vocab_size=vocab_size, sliding_window=4, **GROUPED)))
+
+
+def _qwen2(vocab_size: int) -> Any:
+    """Biases in the attention."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    return _shaken(Qwen2ForCausalLM(Qwen2Config(vocab_size=vocab_size, tie_word_embeddings=True, **GROUPED)))
+
+
+def _qwen3(vocab_size: int) -> Any:
+    """Norms on queries and keys."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    return _shaken(Qwen3ForCausalLM(Qwen3Config(vocab_size=vocab_size, head_dim=8, **GROUPED)))
+
+
+def _phi3(vocab_size: int) -> Any:
+    """Fused query, key and value, fused gate and up projection."""
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    return _shaken(Phi3ForCausalLM(Phi3Config(vocab_size=vocab_size, sliding_window=6, **GROUPED)))
+
+
+def _gemma2(vocab_size: int) -> Any:
+    """Norms behind attention and MLP, scaled embeddings, bounded logits, every second layer with a window."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    capped = {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 8.0}
+    config = Gemma2Config(vocab_size=vocab_size, **GROUPED, **ALTERNATING, **capped)
+    return _loud(_shaken(Gemma2ForCausalLM(config)))
+
+
+def _gemma3(vocab_size: int) -> Any:
+    """As Gemma 2, with one rotary base for layers with a window and one for those without."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    return _loud(
+        _shaken(Gemma3ForCausalLM(Gemma3TextConfig(vocab_size=vocab_size, **GROUPED, **ALTERNATING)))
+    )
+
+
+def _olmo2(vocab_size: int) -> Any:
+    """Norms behind attention and MLP and none in front."""
+    from transformers import Olmo2Config, Olmo2ForCausalLM
+
+    return _loud(_shaken(Olmo2ForCausalLM(Olmo2Config(vocab_size=vocab_size, **GROUPED))))
 
 
 def _gpt2(vocab_size: int) -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    config = GPT2Config(
-        vocab_size=vocab_size, n_embd=32, n_inner=64, n_layer=4, n_head=4, n_positions=256,
-        initializer_range=0.18, bos_token_id=0, eos_token_id=0, pad_token_id=1,
-    )  # fmt: skip
-    model = GPT2LMHeadModel(config)
-    with torch.no_grad():
-        # Transformers starts biases at zero, which would hide a mistake in how they are handled.
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                parameter.normal_(std=0.1)
-    return model
+    return _shaken(GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, **GPT)), biases_only=True)
 
 
-FAMILIES: dict[str, Callable[[int], Any]] = {"llama": _llama, "gpt2": _gpt2}
-"""Architecture row -> builder of a tiny random model; a new family adds one entry."""
+def _gptj(vocab_size: int) -> Any:
+    """Attention and MLP side by side, blocks that return a tuple, a bias in the unembedding."""
+    from transformers import GPTJConfig, GPTJForCausalLM
+
+    return _shaken(GPTJForCausalLM(GPTJConfig(vocab_size=vocab_size, rotary_dim=4, **GPT)))
+
+
+def _gpt_neox(vocab_size: int) -> Any:
+    """Attention and MLP side by side, each behind a norm of its own."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    return _shaken(GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=vocab_size, **SIZES)))
+
+
+FAMILIES: dict[str, Callable[[int], Any]] = {
+    "llama": _llama, "mistral": _mistral, "qwen2": _qwen2, "qwen3": _qwen3, "phi3": _phi3, "gemma2": _gemma2,
+    "gemma3": _gemma3, "olmo2": _olmo2, "gpt2": _gpt2, "gptj": _gptj, "gpt_neox": _gpt_neox,
+}  # fmt: skip
+"""Family -> builder of a tiny random model, of 4 layers, d_model 32, MLP 64 wide; a new family adds one entry."""
+DISTINCT = ("gemma2", "gpt2", "llama")
+"""Families of the `tiny` fixture: the plain one, transposed weights with learned positions, norms behind the MLP."""
 
 
 def build_folder(family: str, folder: Path, seed: int = 0) -> Path:
@@ -96,29 +188,52 @@ def build_folder(family: str, folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+class _Lazy(dict[str, Any]):
+    """Makes what is asked for on the first question: a test of one family does not wait for all."""
+
+    def __init__(self, make: Callable[[str], Any]) -> None:
+        super().__init__()
+        self.make = make
+
+    def __missing__(self, family: str) -> Any:
+        self[family] = self.make(family)
+        return self[family]
+
+
 @pytest.fixture(scope="session")
 def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Family -> Hugging Face folder of its tiny model. Read only: copy a folder before changing it."""
-    return {family: build_folder(family, tmp_path_factory.mktemp(family)) for family in FAMILIES}
+    return _Lazy(lambda family: build_folder(family, tmp_path_factory.mktemp(family)))
 
 
 @pytest.fixture(scope="session")
-def tiny_llama(tiny_folders: dict[str, Path]) -> ModelHandle:
+def tiny_handles(tiny_folders: dict[str, Path]) -> dict[str, ModelHandle]:
+    """Family -> its tiny model, shared by all tests."""
+    return _Lazy(lambda family: sources.load(str(tiny_folders[family])))
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tiny_handles: dict[str, ModelHandle]) -> ModelHandle:
     """4 layers, d_model 32, MLP 64 wide, tied embeddings."""
-    return sources.load(str(tiny_folders["llama"]))
+    return tiny_handles["llama"]
 
 
 @pytest.fixture(scope="session")
-def tiny_gpt2(tiny_folders: dict[str, Path]) -> ModelHandle:
+def tiny_gpt2(tiny_handles: dict[str, ModelHandle]) -> ModelHandle:
     """The same size with learned positions, biases and transposed (Conv1D) weights."""
-    return sources.load(str(tiny_folders["gpt2"]))
+    return tiny_handles["gpt2"]
+
+
+@pytest.fixture(params=DISTINCT)
+def tiny(request: pytest.FixtureRequest, tiny_handles: dict[str, ModelHandle]) -> ModelHandle:
+    """A few families that differ in structure, in turn, for whatever a family could break."""
+    return tiny_handles[request.param]
 
 
 @pytest.fixture(params=sorted(FAMILIES))
-def tiny(request: pytest.FixtureRequest) -> ModelHandle:
-    """Each family in turn, for contracts that all must keep."""
-    handle: ModelHandle = request.getfixturevalue(f"tiny_{request.param}")
-    return handle
+def every_family(request: pytest.FixtureRequest, tiny_handles: dict[str, ModelHandle]) -> ModelHandle:
+    """Each family in turn, for the contracts that all must keep; a test that takes it must be quick."""
+    return tiny_handles[request.param]
 
 
 @pytest.fixture(scope="session")
@@ -135,18 +250,14 @@ def default_handle() -> ModelHandle:
 @pytest.fixture(autouse=True)
 def left_as_found(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fails a test that leaves a shared tiny model changed: weights, hooks, forwards, flags or train mode."""
-    names = [f"tiny_{family}" for family in FAMILIES if f"tiny_{family}" in _requested(request)]
-    before = {name: _trace(request.getfixturevalue(name)) for name in names}
+    shared = [name for name in request.fixturenames if name in SHARED]
+    before = {name: _trace(request.getfixturevalue(name)) for name in shared}
     yield
-    for name in names:
+    for name in shared:
         assert _trace(request.getfixturevalue(name)) == before[name], f"{name} was not left as it was found"
 
 
-def _requested(request: pytest.FixtureRequest) -> set[str]:
-    """Fixture names of a test, with the family that the `tiny` parameter stands for."""
-    callspec = getattr(request.node, "callspec", None)
-    family = callspec.params.get("tiny") if callspec is not None else None
-    return {*request.fixturenames, *([f"tiny_{family}"] if family else [])}
+SHARED = ("tiny_llama", "tiny_gpt2", "tiny", "every_family")
 
 
 def _trace(handle: ModelHandle) -> list[Any]:

@@ -80,17 +80,17 @@ def test_the_same_seed_samples_the_same_texts_and_leaves_no_trace(tiny: ModelHan
     assert len(first) == 5
 
 
-def test_cold_sampling_is_greedy_decoding(tiny: ModelHandle) -> None:
+def test_cold_sampling_is_greedy_decoding(every_family: ModelHandle) -> None:
     """Against a greedy loop without cache or padding: the cache, the positions and the padding are right."""
     prompts = ["The capital of France is", "Alan"]
-    texts = sample_texts(tiny, 4, 10, seed=0, prompts=prompts, temperature=1e-6)
+    texts = sample_texts(every_family, 4, 10, seed=0, prompts=prompts, temperature=1e-6)
     assert texts[:2] == texts[2:]
     for prompt, text in zip(prompts, texts, strict=False):
-        ids = tiny.encode([prompt])["input_ids"]
+        ids = every_family.encode([prompt])["input_ids"]
         for _ in range(10):
             with torch.no_grad():
-                ids = torch.cat([ids, tiny.model(ids).logits[:, -1:].argmax(-1)], dim=1)
-            if int(ids[0, -1]) == tiny.tokenizer.eos_token_id:
+                ids = torch.cat([ids, every_family.model(ids).logits[:, -1:].argmax(-1)], dim=1)
+            if int(ids[0, -1]) == every_family.tokenizer.eos_token_id:
                 break
-        assert text == tiny.tokenizer.decode(ids[0], skip_special_tokens=True)
+        assert text == every_family.tokenizer.decode(ids[0], skip_special_tokens=True)
         assert text.startswith(prompt)

@@ -11,7 +11,9 @@ from guardedit.models import hooks
 from guardedit.models.handle import ModelHandle
 
 TEXTS = ["The capital of France is Paris.", "Alan Turing was born in London. He was"]
-POINTS = ("hook_resid_pre", "hook_attn_out", "mlp.hook_post", "hook_mlp_out", "hook_resid_post")
+POINTS = (
+    "hook_resid_pre", "hook_attn_out", "mlp.hook_post", "mlp.out.hook_out", "hook_mlp_out", "hook_resid_post",
+)  # fmt: skip
 
 
 def batch_of(handle: ModelHandle, texts: list[str] = TEXTS) -> tuple[Tensor, Tensor]:
@@ -30,26 +32,28 @@ def activations(handle: ModelHandle, names: list[str] | None = None) -> dict[str
     return seen
 
 
-def test_the_residual_stream_adds_up(tiny: ModelHandle) -> None:
+def test_the_residual_stream_adds_up(every_family: ModelHandle) -> None:
     """resid_post = resid_pre + attn_out + mlp_out, and one block's output is the next one's input."""
-    seen = activations(tiny)
-    for layer in range(tiny.n_layers):
+    seen = activations(every_family)
+    for layer in range(every_family.n_layers):
         at = {point: seen[f"blocks.{layer}.{point}"] for point in POINTS}
         total = at["hook_resid_pre"] + at["hook_attn_out"] + at["hook_mlp_out"]
         # Same sums in the same order as the block's own: only association may differ in the last bit.
         torch.testing.assert_close(at["hook_resid_post"], total, rtol=1e-6, atol=1e-6)
-        if layer + 1 < tiny.n_layers:
+        if layer + 1 < every_family.n_layers:
             assert torch.equal(at["hook_resid_post"], seen[f"blocks.{layer + 1}.hook_resid_pre"])
 
 
-def test_the_mlp_output_is_the_weight_times_the_key(tiny: ModelHandle) -> None:
-    """`weight` is (d_out, d_in) in both orientations: mlp_out = W·key + bias; d_in is the key's width."""
-    seen = activations(tiny)
-    for layer in range(tiny.n_layers):
-        key, out = seen[f"blocks.{layer}.mlp.hook_post"], seen[f"blocks.{layer}.hook_mlp_out"]
-        assert key.shape[-1] == tiny.d_in(layer) == 64 and out.shape[-1] == tiny.d_model == 32
-        bias = getattr(tiny.block(layer).get_submodule(tiny.architecture.rewrite_module), "bias", None)
-        expected = key @ tiny.weight(layer).T + (0 if bias is None else bias)
+def test_the_rewrite_module_puts_out_the_weight_times_the_key(every_family: ModelHandle) -> None:
+    """`weight` is (d_out, d_in) in both orientations: W·key + bias, before any norm; d_in is the key's width."""
+    seen = activations(every_family)
+    for layer in range(every_family.n_layers):
+        key, out = seen[hooks.key_hook(layer)], seen[hooks.rewrite_hook(layer)]
+        assert key.shape[-1] == every_family.d_in(layer) == 64 and out.shape[-1] == every_family.d_model == 32
+        bias = getattr(
+            every_family.block(layer).get_submodule(every_family.architecture.rewrite_module), "bias", None
+        )
+        expected = key @ every_family.weight(layer).T + (0 if bias is None else bias)
         # One matrix product in another memory layout: rounding of a sum over 64 terms.
         torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
 
@@ -77,11 +81,11 @@ def test_an_inner_stop_does_not_pass_for_an_outer_record(tiny: ModelHandle) -> N
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_a_patch_moves_what_lies_above_and_not_a_bit_below(tiny: ModelHandle, point: str) -> None:
-    before, name = activations(tiny), f"blocks.2.{point}"
-    with hooks.patch(tiny, name, lambda x: x + 0.5):
-        after = activations(tiny)
-    order = everywhere(tiny)
+def test_a_patch_moves_what_lies_above_and_not_a_bit_below(every_family: ModelHandle, point: str) -> None:
+    before, name = activations(every_family), f"blocks.2.{point}"
+    with hooks.patch(every_family, name, lambda x: x + 0.5):
+        after = activations(every_family)
+    order = everywhere(every_family)
     for other in order[: order.index(name)]:
         assert torch.equal(before[other], after[other]), other
     assert torch.equal(after[name], before[name] + 0.5)
@@ -102,13 +106,15 @@ def test_a_patch_may_not_change_the_shape(tiny: ModelHandle) -> None:
 
 
 @pytest.mark.parametrize("layer", [0, 2, 3])
-def test_resuming_equals_the_whole_forward_bit_for_bit(tiny: ModelHandle, layer: int) -> None:
+def test_resuming_equals_the_whole_forward_bit_for_bit(every_family: ModelHandle, layer: int) -> None:
     """The blocks that run get the same input, mask and positions, so even rounding is the same."""
     with torch.no_grad():
-        whole = tiny.hidden(*batch_of(tiny))
-        start = activations(tiny, [f"blocks.{layer}.hook_resid_pre"])[f"blocks.{layer}.hook_resid_pre"]
-        with hooks.resume(tiny, layer, start):
-            resumed = tiny.hidden(*batch_of(tiny))
+        whole = every_family.hidden(*batch_of(every_family))
+        start = activations(every_family, [f"blocks.{layer}.hook_resid_pre"])[
+            f"blocks.{layer}.hook_resid_pre"
+        ]
+        with hooks.resume(every_family, layer, start):
+            resumed = every_family.hidden(*batch_of(every_family))
     assert torch.equal(whole, resumed)
 
 

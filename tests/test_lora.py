@@ -17,11 +17,13 @@ from guardedit.models.handle import ModelHandle, preserved
 from guardedit.records import EditRequest
 
 LONG = EditRequest(subject="Italy", prompt="The capital of {} is", target_new="the city of Milan")
+_GATED = {
+    "attention": {"q_proj", "k_proj", "v_proj", "o_proj"},
+    "mlp": {"gate_proj", "up_proj", "down_proj"},
+}
 MAPS = {
-    "llama": {
-        "attention": {"q_proj", "k_proj", "v_proj", "o_proj"},
-        "mlp": {"gate_proj", "up_proj", "down_proj"},
-    },
+    "llama": _GATED,
+    "gemma2": _GATED,
     "gpt2": {"attention": {"c_attn", "c_proj"}, "mlp": {"c_fc", "c_proj"}},
 }
 """Linear maps of a block's parts, by hand."""

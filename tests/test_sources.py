@@ -19,6 +19,7 @@ from guardedit.models.handle import ModelHandle
 from guardedit.models.sources import WheelSource
 
 SIZES = {"vocab_size": 400, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+ROWS = architectures.ARCHITECTURES
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}
 
 
@@ -105,47 +106,79 @@ def save(model: Any, folder: Path) -> str:
     return str(folder)
 
 
-def test_an_unknown_family_is_told_what_was_looked_for(tmp_path: Path) -> None:
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+def test_an_unknown_family_is_told_what_was_looked_for_and_what_to_do(tmp_path: Path) -> None:
+    from transformers import BloomConfig, BloomForCausalLM
 
-    model = GPTNeoXForCausalLM(GPTNeoXConfig(**SIZES, num_attention_heads=2))
+    model = BloomForCausalLM(BloomConfig(vocab_size=400, hidden_size=16, n_layer=1, n_head=2))
     with pytest.raises(UnknownArchitectureError) as raised:
         sources.load(save(model, tmp_path))
-    for told in ("model.layers", "transformer.h", "architectures.py", "GPTNeoX"):
+    for told in ("no model.layers", "no transformer.wte", "no gpt_neox.layers", "architecture=", "Bloom"):
         assert told in str(raised.value)
+    for row in architectures.ARCHITECTURES:
+        assert f"{row.name}: " in str(raised.value)
+
+
+def test_a_row_of_one_s_own_loads_a_family_that_the_table_lacks(tmp_path: Path) -> None:
+    """And the table is the same afterwards."""
+    from transformers import PhiConfig, PhiForCausalLM
+
+    row = architectures.Architecture(
+        name="phi2", layers="model.layers", embedding="model.embed_tokens", final_norm="model.final_layernorm",
+        unembedding="lm_head", mlp="mlp", rewrite_module="mlp.fc2", attention="self_attn",
+    )  # fmt: skip
+    folder = save(PhiForCausalLM(PhiConfig(**SIZES, **HEADS)), tmp_path)
+    with pytest.raises(UnknownArchitectureError):
+        sources.load(folder)
+    handle = sources.load(folder, architecture=row)
+    assert handle.architecture is row and handle.d_in(0) == 32
+    assert architectures.ARCHITECTURES is ROWS
+
+
+def test_what_stands_between_embedding_and_blocks_is_upstream_of_every_block() -> None:
+    """BLOOM has a norm there that no field of a row names."""
+    from transformers import BloomConfig, BloomForCausalLM
+
+    model = BloomForCausalLM(BloomConfig(vocab_size=400, hidden_size=16, n_layer=1, n_head=2))
+    row = architectures.Architecture(
+        name="bloom", layers="transformer.h", embedding="transformer.word_embeddings", final_norm="transformer.ln_f",
+        unembedding="lm_head", mlp="mlp", rewrite_module="mlp.dense_4h_to_h", attention="self_attention",
+    )  # fmt: skip
+    handle = ModelHandle(model, None, row, "bloom", Path())
+    for path, told in (("word_embeddings_layernorm", True), ("ln_f", False)):
+        before = handle.upstream_digest(0)
+        with torch.no_grad():
+            model.get_parameter(f"transformer.{path}.weight").add_(1.0)
+        assert (handle.upstream_digest(0) != before) is told, path
 
 
 def test_a_norm_after_the_mlp_is_not_taken_for_llama(tmp_path: Path) -> None:
-    """OLMo 2 has all of Llama's paths and one norm more: an edit there does not reach the stream linearly."""
+    """OLMo 2 has all of Llama's paths and one norm more: there the MLP's output is not what the stream gets."""
     from transformers import Olmo2Config, Olmo2ForCausalLM
 
     model = Olmo2ForCausalLM(Olmo2Config(**SIZES, **HEADS))
+    assert architectures.detect(model).post_mlp_norm == "post_feedforward_layernorm"
     with pytest.raises(UnknownArchitectureError, match="post_feedforward_layernorm"):
-        sources.load(save(model, tmp_path))
+        architectures.detect(model, rows=[row for row in ROWS if row.name == "llama"])
 
 
-@pytest.mark.parametrize("family", ["Mistral", "Qwen2", "Qwen3"])
-def test_the_kin_of_llama_fit_its_row(family: str) -> None:
-    import transformers
+def test_scaled_logits_and_residuals_are_not_taken_for_llama() -> None:
+    """Granite has Llama's modules, but divides its logits and scales what its blocks add."""
+    from transformers import GraniteConfig, GraniteForCausalLM
 
-    config = getattr(transformers, f"{family}Config")(**SIZES, **HEADS)
-    assert architectures.detect(getattr(transformers, f"{family}ForCausalLM")(config)).name == "llama"
+    plain = GraniteForCausalLM(GraniteConfig(**SIZES, **HEADS))
+    assert architectures.detect(plain).name == "llama"
+    for scale in ({"logits_scaling": 8.0}, {"residual_multiplier": 0.22}):
+        model = GraniteForCausalLM(GraniteConfig(**SIZES, **HEADS, **scale))
+        with pytest.raises(UnknownArchitectureError, match=next(iter(scale))):
+            architectures.detect(model)
 
 
-def test_a_row_with_the_wrong_orientation_does_not_fit(
-    tiny: ModelHandle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_row_with_the_wrong_orientation_does_not_fit(tiny: ModelHandle) -> None:
     turned = replace(tiny.architecture, transposed=not tiny.architecture.transposed)
-    monkeypatch.setattr(architectures, "ARCHITECTURES", (turned,))
     with pytest.raises(UnknownArchitectureError, match="transposed"):
-        architectures.detect(tiny.model)
-
-
-def test_each_tiny_model_is_found_by_its_own_row(tiny_llama: ModelHandle, tiny_gpt2: ModelHandle) -> None:
-    assert tiny_llama.architecture.name == "llama" and tiny_gpt2.architecture.name == "gpt2"
-    assert {row.name for row in architectures.ARCHITECTURES} == {"llama", "gpt2"}, (
-        "a new row needs a tiny model"
-    )
+        architectures.detect(tiny.model, rows=(turned,))
+    with pytest.raises(UnknownArchitectureError, match="transposed"):
+        sources.load(str(tiny.folder), architecture=turned)
 
 
 def test_a_missing_wheel_is_answered_with_the_line_that_installs_it(

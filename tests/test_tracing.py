@@ -104,7 +104,9 @@ def test_noise_is_published_noise_and_hits_the_subject_alone(tiny: ModelHandle) 
 
 
 def test_the_noise_level_is_the_deviation_of_the_subjects_embeddings(tiny: ModelHandle) -> None:
-    table = tiny.model.get_submodule(tiny.architecture.embedding).weight.detach()
+    module = tiny.model.get_submodule(tiny.architecture.embedding)
+    # Gemma's embedding scales what it looks up; the noise is added to the scaled rows.
+    table = module.weight.detach() * getattr(module, "scalar_embed_scale", 1.0)
     rows = [table[tiny.encode([subject])["input_ids"][0]] for subject in ("Eiffel Tower", "France")]
     assert embedding_std(tiny, ("Eiffel Tower", "France")) == pytest.approx(float(torch.cat(rows).std()))
     with pytest.raises(BadRequestError, match="no subjects"):

@@ -48,25 +48,27 @@ def test_a_batch_gives_each_fact_the_value_it_gets_alone(tiny: ModelHandle, size
     for value, request in zip(found, REQUESTS, strict=True):
         single = alone(tiny, FREE, request)
         # Larger matrix products round otherwise in float32, and a dozen steps of Adam carry that on.
-        assert float((value.residual - single.residual).norm()) < 1e-3 * float(single.residual.norm())
+        assert float((value.residual - single.residual).norm()) <= 1e-3 * float(single.residual.norm())
         assert value.losses == pytest.approx(single.losses, abs=1e-3)
         assert value.clamped == single.clamped
 
 
 def test_facts_end_at_different_steps_and_each_below_its_own_limit(tiny: ModelHandle) -> None:
-    found = together(tiny, FREE)
+    starts = sorted(value.losses[0] for value in together(tiny, replace(FREE, steps=0)))
+    limit = starts[2] - 0.1
+    found = together(tiny, replace(FREE, stop_loss=limit))
     lengths = {len(value.losses) for value in found}
     assert len(lengths) > 1
     for value in found:
-        assert all(loss >= FREE.stop_loss for loss in value.losses[:-1])
-        assert value.losses[-1] < FREE.stop_loss or len(value.losses) == FREE.steps + 1
+        assert all(loss >= limit for loss in value.losses[:-1])
+        assert value.losses[-1] < limit or len(value.losses) == FREE.steps + 1
 
 
 def test_the_order_of_the_requests_does_not_matter(tiny: ModelHandle) -> None:
     there = together(tiny, FREE)
     back = together(tiny, FREE, REQUESTS[::-1])[::-1]
     for one, other in zip(there, back, strict=True):
-        assert float((one.residual - other.residual).norm()) < 1e-3 * float(one.residual.norm())
+        assert float((one.residual - other.residual).norm()) <= 1e-3 * float(one.residual.norm())
 
 
 def test_keys_in_one_batch_are_the_keys_one_by_one(tiny: ModelHandle) -> None:

@@ -18,7 +18,7 @@ from guardedit.edits.keys import key_of
 from guardedit.edits.values import Value, ValueHparams, optimise_value
 from guardedit.errors import BadRequestError, SolveError
 from guardedit.models.handle import ModelHandle
-from guardedit.models.hooks import mlp_hook, patch
+from guardedit.models.hooks import patch, rewrite_hook
 from guardedit.models.tokens import tokenise
 from guardedit.records import EditRequest
 
@@ -50,7 +50,7 @@ def nll(handle: ModelHandle, request: EditRequest, context: str, residual: Tenso
         where[at] = 1.0
         return output if residual is None else output + where * residual.to(output.dtype)
 
-    with patch(handle, mlp_hook(LAYER), add):
+    with patch(handle, rewrite_hook(LAYER), add):
         return -p_new(handle, request, context)
 
 
@@ -118,7 +118,7 @@ def test_the_kl_term_is_the_divergence_after_the_subject(tiny: ModelHandle) -> N
         return torch.cat([output[:, :-1], output[:, -1:] + found.residual.float()], 1)
 
     base = tiny.model(input_ids=ids).logits[0, -1].double().log_softmax(-1)
-    with patch(tiny, mlp_hook(LAYER), add):
+    with patch(tiny, rewrite_hook(LAYER), add):
         edited = tiny.model(input_ids=ids).logits[0, -1].double().log_softmax(-1)
     expected = float((edited.exp() * (edited - base)).sum())
     assert found.kl_nats == pytest.approx(expected, rel=1e-3)

@@ -36,6 +36,8 @@ ITEM_BYTES = {
 """Bytes an element; a dtype that is not here is refused."""
 MAX_HEADER = 100_000_000
 """The limit that safetensors itself sets, in bytes."""
+OLDER_NAMES = {"lm_head.weight": "embed_out.weight"}
+"""Parameter -> its name in files, where transformers renames it in loading and back in saving (GPT-NeoX)."""
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _CHUNK = 1 << 22
@@ -125,8 +127,11 @@ def read_folder(folder: Path) -> dict[str, TensorSpan]:
 
 
 def locate(parameter: str, spans: dict[str, TensorSpan]) -> TensorSpan:
-    """The span of a model's parameter. Files may leave out the base model's prefix ("transformer.h.0…" as "h.0…")."""
-    for name in (parameter, parameter.partition(".")[2]):
+    """The span of a model's parameter.
+
+    Files may leave out the base model's prefix ("transformer.h.0…" as "h.0…") or keep an older name of the unembedding.
+    """
+    for name in (parameter, parameter.partition(".")[2], OLDER_NAMES.get(parameter, "")):
         if name in spans:
             return spans[name]
     raise BadModelError(f"parameter {parameter} is in no safetensors file of the base model")

@@ -99,7 +99,9 @@ def observe(
         where = mask.bool() if rows.name == "far" else last_positions(mask)
         following = _following(input_ids, mask, rows.name)
         parts.append(
-            behaviour.compare(before.final, after.final, heads, following[where], sequence[where.cpu()])
+            behaviour.compare(
+                before.final, after.final, heads, following[where], sequence[where.cpu()], handle.capped
+            )
         )
         for name, drift in hooks.items():
             _add(drift, before, after, name, mask, base.norm_limits[name], saes.get(name))

@@ -16,7 +16,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from guardedit.edits.deltas import Dense, EditDelta, WeightChange, require_linear
+from guardedit.edits.deltas import Dense, EditDelta, WeightChange
 from guardedit.edits.descent import DescentHparams, descend, diagnostics_of, plain_of
 from guardedit.edits.inputs import SolveInputs
 from guardedit.edits.settings import require_number
@@ -69,11 +69,11 @@ def solve_finetune(
 
     Raises SolveError if the loss stops being a number, BadRequestError for no requests or no such layer.
     """
-    require_linear(handle)
     layer = hparams.layer
     with preserved(handle), torch.enable_grad():
         batches = target_rows(handle, requests, hparams.contexts, hparams.score_at)
-        matrix = torch.zeros(handle.weight(layer).shape, device=handle.device, requires_grad=True)
+        weight = handle.weight(layer)
+        matrix = torch.zeros(weight.shape, device=weight.device, requires_grad=True)
         parts = [_part(handle, rows, layer, matrix) for rows in batches]
         losses = descend([matrix], parts, hparams, inputs, partial(_clamp, matrix, hparams.clamp))
     change = WeightChange(handle.rewrite_parameter(layer), layer, Dense(matrix.detach()))

@@ -15,14 +15,14 @@ from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 from guardedit.edits.updates import Dense, EditDelta, LowRank, Update, WeightChange
-from guardedit.errors import BadRequestError, IntegrityError, SolveError, UnknownArchitectureError
+from guardedit.errors import BadRequestError, IntegrityError, SolveError
 from guardedit.models.handle import ModelHandle, tensor_digest
 from guardedit.models.hooks import key_hook, patch, rewrite_hook
 from guardedit.records import DeltaRecord, TensorChange, digest_of_bytes
 
 __all__ = [
     "Dense", "EditDelta", "LowRank", "Update", "WeightChange", "change_of", "decode", "encode", "post_images",
-    "raw_bytes", "record_of", "rehearsed", "require_linear", "restore", "written",
+    "raw_bytes", "record_of", "rehearsed", "restore", "written",
 ]  # fmt: skip
 
 
@@ -223,7 +223,7 @@ def rehearsed(handle: ModelHandle, delta: EditDelta) -> Iterator[ModelHandle]:
     """The model as if edited: each rewrite module adds ΔW x to its output; no weight is written.
 
     A delta that touches anything else is `written` for the time being: the bytes are back afterwards all the same.
-    Raises BadRequestError if the delta was solved for another model, UnknownArchitectureError as `require_linear`.
+    Raises BadRequestError if the delta was solved for another model.
     """
     with ExitStack() as stack:
         if delta.touches_only_rewrite_modules:
@@ -234,7 +234,6 @@ def rehearsed(handle: ModelHandle, delta: EditDelta) -> Iterator[ModelHandle]:
 
 
 def _add_hooks(handle: ModelHandle, delta: EditDelta, stack: ExitStack) -> None:
-    require_linear(handle)
     _require_fit(handle, delta)
     for layer in delta.layers:
         seen: list[Tensor] = []
@@ -252,16 +251,3 @@ def _keep(seen: list[Tensor]) -> Callable[[Tensor], Tensor]:
 
 def _add(seen: list[Tensor], update: Update) -> Callable[[Tensor], Tensor]:
     return lambda output: output + update.move(seen[0])
-
-
-def require_linear(handle: ModelHandle) -> None:
-    """Raise UnknownArchitectureError where a norm stands between the rewrite module and the residual stream.
-
-    There, what is added at the MLP's output is not what the rewrite module would have to add.
-    """
-    norm = handle.architecture.post_mlp_norm
-    if norm is not None:
-        raise UnknownArchitectureError(
-            f"{handle.name} ({handle.architecture.name}) has {norm} behind its MLP: edits can be written and watched, "
-            "but neither solved nor rehearsed"
-        )

@@ -73,7 +73,7 @@ class Objective:
         """The three losses with each fact's residual added at its rows' first position."""
 
         def add(output: Tensor) -> Tensor:
-            moved = output[:, :1] + residuals[self.fact_of][:, None].to(output.dtype)
+            moved = output[:, :1] + residuals[self.fact_of][:, None].to(output)
             return torch.cat([moved, output[:, 1:]], 1)
 
         with patch(self.suffix.handle, rewrite_hook(self.layer), add):

@@ -78,7 +78,8 @@ def optimise_values(
 
 
 def _bound(handle: ModelHandle, key: Key, layer: int, hparams: ValueHparams) -> float:
-    bound = hparams.clamp_norm_factor * float((handle.weight(layer).detach().double() @ key.k_star).norm())
+    weight = handle.weight(layer).detach().double()
+    bound = hparams.clamp_norm_factor * float((weight @ key.k_star.to(weight.device)).norm())
     if not bound > 0:
         raise SolveError(f"layer {layer} answers the subject's key with {bound}; edit another layer")
     return bound

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from guardedit.errors import BadRequestError
+from guardedit.errors import BadModelError, BadRequestError
 from guardedit.models import tokens
 from guardedit.models.architectures import Architecture
 from guardedit.models.hooks import HookPoint
@@ -49,12 +49,15 @@ class ModelHandle:
     @property
     def dtype(self) -> torch.dtype:
         """Type of the weights that edits write to."""
-        return self.weight(0).dtype
+        return self._stored(0).dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
-        return self.weight(0).device
+        """Where token ids go and recorded activations come back to: the token embedding's device.
+
+        A model that is spread over devices has others beside: a weight's own is `weight(layer).device`.
+        """
+        return _runs_on(self.model.get_submodule(self.architecture.embedding))
 
     @property
     def context_length(self) -> int:
@@ -72,7 +75,7 @@ class ModelHandle:
 
     def d_in(self, layer: int) -> int:
         """Width of the key space of `layer`: the input of its rewrite module."""
-        return self.weight(layer).shape[1]
+        return int(self._stored(layer).shape[0 if self.architecture.transposed else 1])
 
     def rewrite_parameter(self, layer: int) -> str:
         """Name of the parameter that an edit of `layer` writes to."""
@@ -80,9 +83,27 @@ class ModelHandle:
         return f"{self.architecture.layers}.{layer}.{self.architecture.rewrite_module}.weight"
 
     def weight(self, layer: int) -> Tensor:
-        """The rewrite module's weight as (d_out, d_in): the parameter itself, or a transposed view of it."""
-        stored = self.block(layer).get_submodule(self.architecture.rewrite_module).weight
-        return stored.T if self.architecture.transposed else stored  # type: ignore[return-value]
+        """The rewrite module's weight as (d_out, d_in): the parameter itself, or a transposed view of it.
+
+        Raises BadModelError where the weight is offloaded, so that no device holds it.
+        """
+        stored = self.present(self.rewrite_parameter(layer), self._stored(layer))
+        return stored.T if self.architecture.transposed else stored
+
+    def _stored(self, layer: int) -> Tensor:
+        """The rewrite module's weight as the model keeps it."""
+        stored: Tensor = self.block(layer).get_submodule(self.architecture.rewrite_module).weight  # type: ignore[assignment]
+        return stored
+
+    def present(self, name: str, parameter: Tensor) -> Tensor:
+        """The parameter; raises BadModelError where its bytes are not in the model but with accelerate."""
+        if parameter.is_meta:
+            raise BadModelError(
+                f"{self.name}: {name} is offloaded, no device holds its bytes, so it can be neither digested nor "
+                "edited. Load the model without offloading: on the CPU (no device_map), in a smaller type, or with a "
+                "device_map and max_memory under which every module fits a device"
+            )
+        return parameter
 
     def layer_of(self, parameter: str) -> int | None:
         """The block that a parameter lies in; None for embeddings, final norm and unembedding."""
@@ -100,8 +121,11 @@ class ModelHandle:
         return self.architecture.transposed and not usual and self.model.get_parameter(parameter).ndim == 2
 
     def oriented(self, parameter: str) -> Tensor:
-        """A parameter as edits see it: a linear map's weight as (d_out, d_in), all else as the model stores it."""
-        stored: Tensor = self.model.get_parameter(parameter)
+        """A parameter as edits see it: a linear map's weight as (d_out, d_in), all else as the model stores it.
+
+        Raises BadModelError as `weight`.
+        """
+        stored = self.present(parameter, self.model.get_parameter(parameter))
         return stored.T if self.is_transposed(parameter) else stored
 
     def encode(self, texts: Sequence[str], side: str = "right") -> dict[str, Tensor]:
@@ -124,12 +148,18 @@ class ModelHandle:
             use_cache=False,
         )
         states: Tensor = output.last_hidden_state
-        return states
+        return states.to(input_ids.device)
 
     def logits_at(self, hidden: Tensor, rows: Tensor) -> Tensor:
         """Logits (n, vocab) of the positions that the boolean `rows` (batch, seq) selects, in row order."""
         logits: Tensor = self.model.get_submodule(self.architecture.unembedding)(hidden[rows])
-        return logits
+        return self.capped(logits).to(hidden.device)
+
+    def capped(self, logits: Tensor) -> Tensor:
+        """What the model makes of its unembedding's output: bounded where the family does (Gemma 2), else as it is."""
+        setting = self.architecture.logit_softcap
+        cap = None if setting is None else getattr(self.model.config, setting, None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def token_logprobs(
         self, prompts: Sequence[str], targets: Sequence[str], batch_size: int = 16
@@ -146,7 +176,8 @@ class ModelHandle:
 
     def manifest(self) -> dict[str, str]:
         """Parameter name -> `sha256:…` of its raw bytes, read now; tied parameters appear once."""
-        return {name: tensor_digest(parameter) for name, parameter in self.model.named_parameters()}
+        named = self.model.named_parameters()
+        return {name: tensor_digest(self.present(name, parameter)) for name, parameter in named}
 
     def digest(self) -> str:
         """`sha256:…` of the manifest's canonical JSON."""
@@ -166,23 +197,25 @@ class ModelHandle:
         upstream = [name for name in named if self._is_upstream(name, point)]
         if manifest is not None:
             return digest_of({name: manifest[name] for name in upstream})
-        return digest_of({name: tensor_digest(named[name]) for name in upstream})
+        return digest_of({name: tensor_digest(self.present(name, named[name])) for name in upstream})
 
     def _is_upstream(self, parameter: str, point: HookPoint) -> bool:
         """Whether `parameter` can influence the activation at `point`."""
         row = self.architecture
-        embeddings = (row.embedding, row.positions)
-        if any(part is not None and parameter.startswith(f"{part}.") for part in embeddings):
-            return True
         if not parameter.startswith(f"{row.layers}."):
-            return False
+            # Embeddings, and whatever a family puts between them and the blocks.
+            return not parameter.startswith((f"{row.final_norm}.", f"{row.unembedding}."))
         layer, rest = parameter.removeprefix(f"{row.layers}.").split(".", 1)
         if int(layer) != point.layer or point.point == "hook_resid_pre":
             return int(layer) < point.layer
-        after_key = tuple(f"{part}." for part in (row.rewrite_module, row.post_mlp_norm) if part is not None)
-        return point.point in ("mlp.out.hook_out", "hook_mlp_out", "hook_resid_post") or not rest.startswith(
-            after_key
+        if point.point in ("hook_mlp_out", "hook_resid_post"):
+            return True
+        behind = (
+            (row.post_mlp_norm,)
+            if point.point == "mlp.out.hook_out"
+            else (row.post_mlp_norm, row.rewrite_module)
         )
+        return not rest.startswith(tuple(f"{part}." for part in behind if part is not None))
 
     def bridge(self) -> Any:
         """A transformer_lens TransformerBridge over a throw-away copy: booting one rewires its model."""
@@ -192,6 +225,15 @@ class ModelHandle:
         return TransformerBridge.boot_transformers(
             str(self.folder), hf_model=twin, tokenizer=copy.deepcopy(self.tokenizer), device=str(self.device)
         )
+
+
+def _runs_on(module: nn.Module) -> torch.device:
+    """The device that a module computes on; accelerate knows it where the weights are offloaded."""
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    hook = getattr(module, "_hf_hook", None)
+    devices = [getattr(one, "execution_device", None) for one in getattr(hook, "hooks", (hook,))]
+    known = [device for device in devices if device is not None]
+    return torch.device(known[0]) if weight.is_meta and known else weight.device
 
 
 def tensor_digest(tensor: Tensor) -> str:

