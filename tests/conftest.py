@@ -250,11 +250,13 @@ def default_handle() -> ModelHandle:
 @pytest.fixture(autouse=True)
 def left_as_found(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fails a test that leaves a shared tiny model changed: weights, hooks, forwards, flags or train mode."""
-    shared = [name for name in request.fixturenames if name in SHARED]
-    before = {name: _trace(request.getfixturevalue(name)) for name in shared}
+    found = {name: request.getfixturevalue(name) for name in request.fixturenames if name in SHARED}
+    # A test file may have a fixture of its own under one of these names.
+    shared = {name: handle for name, handle in found.items() if isinstance(handle, ModelHandle)}
+    before = {name: _trace(handle) for name, handle in shared.items()}
     yield
-    for name in shared:
-        assert _trace(request.getfixturevalue(name)) == before[name], f"{name} was not left as it was found"
+    for name, handle in shared.items():
+        assert _trace(handle) == before[name], f"{name} was not left as it was found"
 
 
 SHARED = ("tiny_llama", "tiny_gpt2", "tiny", "every_family")
