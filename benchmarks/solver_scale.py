@@ -7,8 +7,8 @@
 how well the constraints are met. `flat` prints the time an edit of the solve, for batches of growing size. Everything
 is float64 on the threads that OMP_NUM_THREADS allows.
 
-C has the power-law spectrum 1/i (times a floor), which is what key spaces look like, turned by a few Householder
-reflections: eigenvectors are dense and known, and no decomposition is needed to make them. Keys are ordinary text's
+C has a power-law spectrum, 1/i and not below 1e-4, turned by a few Householder reflections, so that it is no diagonal
+matrix and needs no decomposition to be made; what a solve costs does not depend on that. Keys are ordinary text's
 keys, C^½ times normal numbers, in groups that share a direction, as subjects of one kind do. d_out may be smaller than
 the real model's: the cost of it is the last product alone.
 """

@@ -27,7 +27,7 @@ class FreeSpace:
 
     def whiten(self, x: Float[Tensor, "d_in n"]) -> Float64[Tensor, "free n"]:
         """Coordinates in the free space."""
-        return self.axes.T @ x
+        return self.axes.T @ x.to(self.axes)
 
     def unwhiten(self, y: Float64[Tensor, "free n"]) -> Float64[Tensor, "d_in n"]:
         """Back from coordinates: `unwhiten(whiten(x))` is Px."""

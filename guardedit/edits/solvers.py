@@ -76,8 +76,10 @@ def solve_batch(
     """
     _require_sound(residuals, ridge)
     whitened = metric.whiten(keys.double())
+    # The metric decides where it is solved; keys may come from another device.
+    residuals = residuals.to(whitened)
     if whitened.shape[1] > whitened.shape[0] and ridge:
-        return _solve_wide(whitened, residuals.double(), metric, ridge)
+        return _solve_wide(whitened, residuals, metric, ridge)
     gram = whitened.T @ whitened
     _require_keys(gram)
     rank = count_independent(gram) if ridge else gram.shape[0]
@@ -87,8 +89,8 @@ def solve_batch(
     if _as_factors(keys, residuals):
         towards = metric.unwhiten(whitened).T
         right = torch.cholesky_solve(towards / scale[:, None], factor) / scale[:, None]
-        return Solution(LowRank(residuals.double(), right), rank, condition)
-    weights = torch.cholesky_solve(residuals.double().T / scale[:, None], factor) / scale[:, None]
+        return Solution(LowRank(residuals, right), rank, condition)
+    weights = torch.cholesky_solve(residuals.T / scale[:, None], factor) / scale[:, None]
     return Solution(Dense(metric.unwhiten(whitened @ weights).T.contiguous()), rank, condition)
 
 
