@@ -91,10 +91,11 @@ def test_recording_patching_and_resuming_give_the_same_bits(plain: ModelHandle, 
     assert {layer: vars(spread.block(layer))["forward"] for layer in own} == own, "accelerate's own came back"
 
 
-@pytest.mark.parametrize("editor", sorted(EDITORS))
+@pytest.mark.parametrize("editor", ["rome", "finetune-full", "lora"])
 def test_solving_and_writing_give_the_same_bytes(
     plain: ModelHandle, spread: ModelHandle, editor: str
 ) -> None:
+    """In closed form with hooks, by training a copy, and by training modules that are put into a copy."""
     assert spread.manifest() == plain.manifest() and spread.device == plain.device
     results: list[Any] = []
     for handle in (plain, spread):

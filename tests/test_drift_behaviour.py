@@ -28,7 +28,7 @@ def positions(before: Tensor, after: Tensor, following: Tensor | None = None) ->
     head = Identity()
     n = len(before)
     follows = following if following is not None else torch.full((n,), -1)
-    return behaviour.compare(before, after, (head, head), follows, torch.arange(n) // 4)
+    return behaviour.compare(before, after, (head, head), follows, torch.arange(n) // 4, torch.clone)
 
 
 def logits(n: int, vocab: int, seed: int) -> Tensor:

@@ -21,6 +21,12 @@ SMALL = {"contexts": ("",), "steps": 20}
 """The bare prompt alone: a random model does not treat one subject behind two prefixes as one key."""
 
 
+@pytest.fixture(params=("gpt2", "llama"))
+def tiny(request: pytest.FixtureRequest, tiny_handles: dict[str, ModelHandle]) -> ModelHandle:
+    """The two plain families: test_families.py holds every editor to its contract on all the others."""
+    return tiny_handles[request.param]
+
+
 class Interrupted(Exception):
     """Somebody pressed Ctrl-C."""
 

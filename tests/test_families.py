@@ -79,13 +79,13 @@ def test_a_digest_moves_wherever_its_activation_can(fresh: ModelHandle) -> None:
     """Perturb every parameter in turn. A digest may move without its activation (attention's key bias cancels in the
     softmax), but never the activation without the digest; nor does either see the layer's own output side."""
     names = [hooks.key_hook(2), hooks.rewrite_hook(2), hooks.mlp_hook(2)]
-    digests, before = {name: fresh.hook_digest(name) for name in names}, forward(fresh, names)
+    digests, before = {name: fresh.hook_digest(name) for name in names}, forward(fresh, names, stop=True)
     behind = free_of(fresh, 2)
     for parameter_name, parameter in fresh.model.named_parameters():
         saved = parameter.detach().clone()
         with torch.no_grad():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
-        after = forward(fresh, names)
+        after = forward(fresh, names, stop=True)
         for name in names:
             moved = not torch.equal(after[name], before[name])
             told = fresh.hook_digest(name) != digests[name]

@@ -53,11 +53,11 @@ def compare(
     heads: tuple[nn.Module, nn.Module],
     following: Int[Tensor, " n"],
     sequence: Int[Tensor, " n"],
-    finish: Callable[[Tensor], Tensor] | None = None,
+    finish: Callable[[Tensor], Tensor],
 ) -> Positions:
     """Logits of both sides in chunks, compared over the whole vocabulary; `following` is −1 where no token follows.
 
-    `finish` is what the model makes of a head's output (`ModelHandle.capped`); None leaves it as it is.
+    `finish` is what the model makes of a head's output: `ModelHandle.capped`.
 
     KL(p ‖ q) = Σ p·(e^d − 1 − d), d = log q − log p: every term is ≥ 0 and exactly 0 where the logits agree, so
     that rounding in the normalisation enters squared only.
@@ -66,19 +66,14 @@ def compare(
     chunks = (slice(start, start + _CHUNK) for start in range(0, len(following), _CHUNK))
     parts = [
         _compare_chunk(
-            _logits(heads[0], final_before[c].to(dtype), finish),
-            _logits(heads[1], final_after[c].to(dtype), finish),
+            finish(heads[0](final_before[c].to(dtype))),
+            finish(heads[1](final_after[c].to(dtype))),
             following[c],
         )
         for c in chunks
     ]
     columns = [torch.cat(column) for column in zip(*parts, strict=True)]
     return Positions(*columns, sequence)  # type: ignore[call-arg]
-
-
-def _logits(head: nn.Module, final: Tensor, finish: Callable[[Tensor], Tensor] | None) -> Tensor:
-    logits: Tensor = head(final)
-    return logits if finish is None else finish(logits)
 
 
 def _compare_chunk(before: Tensor, after: Tensor, following: Tensor) -> tuple[Tensor, ...]:

@@ -67,7 +67,8 @@ class FarText:
             rows = zip(old.split(lengths), new.split(lengths), ids, lengths, strict=True)
             for before, edited, row, length in rows:
                 following = torch.cat([row[1:length], row.new_full((1,), -1)])
-                yield compare(before, edited, heads, following, torch.zeros(length, dtype=torch.long))
+                one = torch.zeros(length, dtype=torch.long)
+                yield compare(before, edited, heads, following, one, handle.capped)
 
 
 @torch.no_grad()

@@ -140,9 +140,10 @@ def next_token_moves(
     """Each pair of final hidden states as next-token distributions: KL over the whole vocabulary, and the likeliest."""
     if not len(before):
         return ()
-    head = session.handle.model.get_submodule(session.handle.architecture.unembedding)
+    handle = session.handle
+    heads = (session.reference_head, handle.model.get_submodule(handle.architecture.unembedding))
     nothing = torch.full((len(before),), -1, device=before.device)
-    found = compare(before, after, (session.reference_head, head), nothing, torch.arange(len(before)))
+    found = compare(before, after, heads, nothing, torch.arange(len(before)), handle.capped)
     kls = [float(value) for value in found.kl_nats]
     finite = after.isfinite().all(1).tolist()
     return tuple(
