@@ -88,6 +88,25 @@ def test_tuning_measures_every_layer_and_the_best_on_all_facts(
     assert found.edits <= edits_planned(tiny_llama, PLAN, start_settings(tiny_llama, PLAN, KIT), 3)
 
 
+def test_metrics_compare_the_two_targets_at_each_kind_of_prompt(
+    tiny_llama: ModelHandle, cases: TuneCases
+) -> None:
+    for case in cases.cases[:3]:
+        targets = (case.request.target_new, case.request.target_true or "")
+
+        def new_wins(prompt: str, targets: tuple[str, str] = targets) -> float:
+            new, true = (float(p.mean()) for p in tiny_llama.token_logprobs([prompt] * 2, targets))
+            return float(new > true)
+
+        found = tuning._measured(tiny_llama, case)
+        # The model says the true target by itself, so before any edit the new one loses.
+        assert found["efficacy"] == new_wins(case.request.filled) == 0
+        assert found["paraphrase"] == new_wins(case.paraphrases[0])
+        kept = [1 - new_wins(prompt) for prompt in case.neighborhood]
+        assert found["neighborhood"] == pytest.approx(sum(kept) / len(kept))
+        assert found["neighborhood"] != 0.5, "a draw would not tell kept from lost"
+
+
 def test_an_interrupted_run_goes_on_to_the_same_figures(
     tiny_llama: ModelHandle, cases: TuneCases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +154,8 @@ def test_a_settings_file_is_read_as_it_was_written(tmp_path: Path, suffix: str) 
     assert read_hparams(path, "rome") == {"layer": 3, "learning_rate": 0.25, "kl_prompt": '{} is "a"'}
     assert read_hparams(path, "finetune") == {"layer": 3}
     assert read_hparams(None, "rome") == {}
+    write_hparams(path, "rome", {"layer": 3}, {"layer": 2}, "")
+    assert read_hparams(path, "rome") == {"layer": 2}
 
 
 @pytest.mark.parametrize(
