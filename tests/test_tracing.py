@@ -44,6 +44,14 @@ def test_batched_restorations_are_the_plain_ones(tiny: ModelHandle, fact: Fact) 
     assert max(float(found.indirect(kind).abs().max()) for kind in KINDS) > 1000 * CLOSE
 
 
+def test_every_family_is_traced_as_the_plain_way_does(every_family: ModelHandle) -> None:
+    settings = TraceSettings(samples=2, every=2)
+    found = trace(every_family, TOWER, LOUD, settings)
+    for (kind, token, layer), value in plain_trace(every_family, TOWER, LOUD, settings).items():
+        column = found.layers.index(layer)
+        assert found.scores[kind][token, column] == pytest.approx(value, abs=CLOSE), (kind, token, layer)
+
+
 @pytest.mark.parametrize("batch_tokens", [1, 40, 100_000])
 def test_how_restorations_are_batched_changes_nothing(tiny_llama: ModelHandle, batch_tokens: int) -> None:
     found = trace(tiny_llama, TOWER, LOUD, TraceSettings(samples=4, batch_tokens=batch_tokens))

@@ -104,7 +104,7 @@ class Runs:
     streams: Sequence[Float[Tensor, "samples seq d_model"]]
     """Input of each block in the corrupted run."""
     past: tuple[tuple[Tensor, Tensor], ...]
-    """Keys and values of the corrupted run, by layer."""
+    """Keys and values of the corrupted run, by layer; none for a family whose earlier tokens must run again."""
     clean: Mapping[str, Float[Tensor, "1 seq d_model"]]
     """Hook name -> the clean run's states."""
 
@@ -129,7 +129,7 @@ def runs_of(handle: ModelHandle, fact: Fact, sigma: float, settings: TraceSettin
     with patch_embedding(handle, _corruption(subject, sigma, settings)):
         with record(handle, inputs) as seen:
             hidden_corrupted = handle.hidden(*rows)
-        past = past_of(handle, *rows)
+        past = past_of(handle, *rows) if handle.architecture.prefix_cache else ()
     return Runs(
         handle=handle,
         input_ids=ids,

@@ -251,7 +251,8 @@ def _suffix(runs: Runs, token: int, start: int, copies: int, stream: Tensor) -> 
         else (keys[:, :, :token].repeat(copies, 1, 1, 1), values[:, :, :token].repeat(copies, 1, 1, 1))
         for layer, (keys, values) in enumerate(runs.past)
     )
-    tail = ids[:, token:].expand(rows, -1)
+    tail, before = ids[:, token:].expand(rows, -1), runs.streams[start][:, :token].repeat(copies, 1, 1)
+    again = 0 if runs.past else token
     return Suffix(
         handle=runs.handle,
         layer=start,
@@ -260,6 +261,6 @@ def _suffix(runs: Runs, token: int, start: int, copies: int, stream: Tensor) -> 
         full_mask=torch.ones_like(ids).expand(rows, -1),
         position_ids=torch.arange(token, ids.shape[1], device=ids.device).expand(rows, -1),
         past=past if token else (),
-        again=tail[:, :0],
-        resid_pre=stream,
+        again=ids[:, :again].expand(rows, -1),
+        resid_pre=torch.cat([before[:, :again], stream], 1),
     )
