@@ -146,6 +146,31 @@ def test_a_skipped_block_cannot_be_recorded(tiny: ModelHandle) -> None:
             tiny.hidden(*batch_of(tiny))
 
 
+@torch.no_grad()
+def test_the_last_position_needs_no_other_from_the_last_mlp(every_family: ModelHandle) -> None:
+    ids, mask = batch_of(every_family, TEXTS[:1])
+    whole, out = every_family.hidden(ids, mask), f"blocks.{every_family.n_layers - 1}.hook_mlp_out"
+    with hooks.last_position_only(every_family), hooks.record(every_family, [out]) as seen:
+        part = every_family.hidden(ids, mask)
+    torch.testing.assert_close(part[:, -1], whole[:, -1], rtol=1e-5, atol=1e-5)
+    assert bool((seen[out][:, :-1] == 0).all()) and bool((seen[out][:, -1] != 0).any())
+    assert not torch.allclose(part[:, :-1], whole[:, :-1])
+
+
+@torch.no_grad()
+def test_the_embedding_is_replaced_before_anything_is_added_to_it(every_family: ModelHandle) -> None:
+    ids, mask = batch_of(every_family, TEXTS[:1])
+    first = "blocks.0.hook_resid_pre"
+    with hooks.record(every_family, [first], stop=True) as clean:
+        every_family.hidden(ids, mask)
+    with (
+        hooks.patch_embedding(every_family, lambda rows: rows + 1),
+        hooks.record(every_family, [first]) as moved,
+    ):
+        every_family.hidden(ids, mask)
+    torch.testing.assert_close(moved[first], clean[first] + 1)
+
+
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [("blocks.4.hook_mlp_out", "layers 0 to 3"), ("blocks.1.hook_q", "unknown"), ("hook_embed", "unknown")],

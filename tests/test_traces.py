@@ -156,3 +156,4 @@ def test_the_command_traces_a_file(tiny_llama: ModelHandle, facts: FactList, tmp
     ran = run(*words, "--facts", path, "--limit", "2", "--samples", "2", "--every", "2")
     assert ran.code == 0, ran.err
     assert ran.json["n"] == 2 and ran.json["layers"] == [1, 3] and ran.json["caveat"] == CAVEAT
+    assert "about" not in ran.json and ran.json["every"] == 2

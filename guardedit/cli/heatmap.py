@@ -52,5 +52,6 @@ def _shade(value: float, largest: float) -> tuple[str, str]:
 
 
 def _ruler(layers: tuple[int, ...]) -> str:
-    """Numbers under every fifth column."""
-    return "".join(f"{layer:<10}" for layer in layers[::5])
+    """Numbers under every fifth column, of few under every other one."""
+    step = 5 if len(layers) > 12 else 2
+    return "".join(f"{layer:<{2 * step}}" for layer in layers[::step])

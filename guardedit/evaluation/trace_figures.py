@@ -38,7 +38,8 @@ def draw_fact(fact: TracedFact, window: int) -> str:
         for axis, (kind, table) in zip(axes, fact.indirect_effect.items(), strict=True):
             images.append(axis.imshow(table, aspect="auto", cmap="PuOr_r", vmin=-limit, vmax=limit))
             axis.set_title(_PANELS[kind].format(window=window), fontsize=9)
-            axis.set_xticks(range(0, len(fact.layers), 5), [str(layer) for layer in fact.layers[::5]])
+            step = _step(fact.layers)
+            axis.set_xticks(range(0, len(fact.layers), step), [str(layer) for layer in fact.layers[::step]])
             axis.set_xlabel("layer")
         axes[0].set_yticks(range(len(fact.tokens)), [_label(fact, at) for at in range(len(fact.tokens))])
         figure.colorbar(images[0], ax=list(axes), label=f"indirect effect on P({fact.answer.strip()})")
@@ -58,10 +59,16 @@ def draw_table(table: TraceTable) -> str:
                 axis.fill_between(table.layers, low, high, color=colour, alpha=0.15, linewidth=0)
             axis.set_title(_PANELS[kind].format(window=table.about["window"]), fontsize=9)
             axis.set_xlabel("layer")
+            axis.set_xticks(table.layers[:: _step(table.layers)])
         axes[0].set_ylabel(f"average indirect effect, {table.n} facts")
         axes[0].legend(frameon=False, fontsize=7)
 
     return _svg(fill, (10.0, 3.6))
+
+
+def _step(layers: tuple[int, ...]) -> int:
+    """From one numbered layer on the axis to the next."""
+    return 1 if len(layers) <= 12 else 5
 
 
 def _label(fact: TracedFact, at: int) -> str:

@@ -16,7 +16,7 @@ from guardedit.evaluation.bootstrap import Estimate, estimate
 from guardedit.evaluation.facts import FactList, known_facts
 from guardedit.evaluation.rowfile import RowFile
 from guardedit.models.handle import ModelHandle
-from guardedit.models.tracing import Trace, TraceSettings, embedding_std, trace, window_of
+from guardedit.models.tracing import KINDS, Trace, TraceSettings, embedding_std, trace, window_of
 from guardedit.records import Record
 
 CAVEAT = (
@@ -96,7 +96,8 @@ class TraceTable(Record):
     def as_json(self) -> dict[str, Any]:
         """Plain JSON, `about` laid open beside the figures."""
         plain = self.model_dump(mode="json")
-        return {**plain, **plain.pop("about")}
+        about = plain.pop("about")
+        return {**plain, **about}
 
 
 def roles_of(n_tokens: int, subject: tuple[int, int]) -> tuple[str | None, ...]:
@@ -186,7 +187,7 @@ def summarise(rows: Sequence[TracedFact], *, n_seen: int, about: dict[str, Any],
         raise BadRequestError("no traced fact to summarise")
     effects: dict[str, dict[str, tuple[Estimate, ...]]] = {}
     peaks: dict[str, dict[str, Peak]] = {}
-    for kind in rows[0].indirect_effect:
+    for kind in (kind for kind in KINDS if kind in rows[0].indirect_effect):
         effects[kind], peaks[kind] = {}, {}
         for role in ROLES:
             curves = [curve for row in rows if (curve := row.at_role(kind, role)) is not None]

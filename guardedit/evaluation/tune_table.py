@@ -45,7 +45,8 @@ class Tuned(Record):
     def as_json(self) -> dict[str, Any]:
         """Plain JSON, `about` laid open beside the figures."""
         plain = self.model_dump(mode="json")
-        return {**plain, **plain.pop("about")}
+        about = plain.pop("about")
+        return {**plain, **about}
 
 
 def score_interval(values: np.ndarray, seed: int) -> Estimate:

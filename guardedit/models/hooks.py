@@ -167,6 +167,27 @@ def patch_embedding(handle: ModelHandle, fn: Replace) -> Iterator[None]:
         hook.remove()
 
 
+@contextmanager
+def last_position_only(handle: ModelHandle) -> Iterator[None]:
+    """Let the last block's MLP compute each row's last position alone and put out zeros elsewhere.
+
+    For passes of which the last position is all that is read: behind the last block no position looks at another.
+    Hooks that are entered later see the zeros.
+    """
+    mlp = handle.block(handle.n_layers - 1).get_submodule(handle.architecture.mlp)
+    before: list[int] = []
+
+    def cut(activation: Tensor) -> Tensor:
+        before[:] = [activation.shape[1] - 1]
+        return activation[:, -1:]
+
+    with ExitStack() as stack:
+        stack.callback(mlp.register_forward_pre_hook(_on_input(cut), with_kwargs=True).remove)
+        pad = _on_output(lambda output: nn.functional.pad(output, (0, 0, before[0], 0)))
+        stack.callback(mlp.register_forward_hook(pad).remove)
+        yield
+
+
 @dataclass(frozen=True)
 class _Skip:
     """Stands in for the forward of a block that `resume` skips: hands its input on."""

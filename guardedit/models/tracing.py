@@ -23,7 +23,7 @@ from torch import Tensor
 from guardedit.errors import BadRequestError
 from guardedit.models.corrupting import KINDS, Fact, Runs, TraceSettings, embedding_std, p_answer, runs_of
 from guardedit.models.handle import ModelHandle, preserved
-from guardedit.models.hooks import Replace, patch, record, resume
+from guardedit.models.hooks import Replace, last_position_only, patch, record, resume
 from guardedit.models.suffix import Suffix
 
 __all__ = ["KINDS", "Fact", "Trace", "TraceSettings", "embedding_std", "trace", "window_at", "window_of"]
@@ -222,6 +222,9 @@ def _restored(
     here = fixes.pop(f"blocks.{start}.hook_resid_pre", None)
     suffix = _suffix(runs, token, start, copies, here(stream) if here else stream)
     with ExitStack() as stack:
+        if runs.past:
+            # Where earlier tokens run again, hooks see parts of rows: such a family's passes stay whole.
+            stack.enter_context(last_position_only(handle))
         for name, fix in fixes.items():
             stack.enter_context(patch(handle, name, fix))
         hidden = suffix.hidden()
