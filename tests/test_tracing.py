@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -31,10 +33,13 @@ LOUD = 5.0
 """Embedding deviation to take: the tiny model's own is so small that noise of its size changes little."""
 
 
+@pytest.mark.parametrize("window", [None, 3, 5])
 @pytest.mark.parametrize("fact", [TOWER, FRONT], ids=["inside", "in front"])
-def test_batched_restorations_are_the_plain_ones(tiny: ModelHandle, fact: Fact) -> None:
-    found = trace(tiny, fact, LOUD, SETTINGS)
-    plain = plain_trace(tiny, fact, LOUD, SETTINGS)
+def test_batched_restorations_are_the_plain_ones(tiny: ModelHandle, fact: Fact, window: int | None) -> None:
+    """Windows of 3 and 5 layers are clipped at both ends of a model of 4: some begin alike, some are the same."""
+    settings = replace(SETTINGS, window=window)
+    found = trace(tiny, fact, LOUD, settings)
+    plain = plain_trace(tiny, fact, LOUD, settings)
     assert len(plain) == 3 * len(found.tokens) * tiny.n_layers
     for (kind, token, layer), value in plain.items():
         assert found.scores[kind][token, layer] == pytest.approx(value, abs=CLOSE), (kind, token, layer)
@@ -45,7 +50,7 @@ def test_batched_restorations_are_the_plain_ones(tiny: ModelHandle, fact: Fact) 
 
 
 def test_every_family_is_traced_as_the_plain_way_does(every_family: ModelHandle) -> None:
-    settings = TraceSettings(samples=2, every=2)
+    settings = TraceSettings(samples=2, every=2, window=3)
     found = trace(every_family, TOWER, LOUD, settings)
     for (kind, token, layer), value in plain_trace(every_family, TOWER, LOUD, settings).items():
         column = found.layers.index(layer)

@@ -7,12 +7,13 @@ token. The residual stream is restored at one layer, MLP and attention outputs i
 What is computed is exactly that, in a fraction of the time. Attention is causal and blocks come one after another, so a
 restoration at (token, layer) leaves every earlier token and every lower layer as the corrupted run has them: these are
 remembered as keys, values and residual streams, and a pass starts at the restored token and layer. Restorations that
-start at the same layer run together, each as ten rows of one batch.
+start at the same layer run together, each as ten rows of one batch; windows that begin alike run once as far as they
+are alike; of the last block's MLP, only the last position is computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -24,13 +25,20 @@ from guardedit.errors import BadRequestError
 from guardedit.models.corrupting import KINDS, Fact, Runs, TraceSettings, embedding_std, p_answer, runs_of
 from guardedit.models.handle import ModelHandle, preserved
 from guardedit.models.hooks import Replace, last_position_only, patch, record, resume
+from guardedit.models.restorations import (
+    WINDOWED,
+    Restoration,
+    entry,
+    groups,
+    resid_pre,
+    restorations,
+    window_at,
+    window_of,
+    with_leaders,
+)
 from guardedit.models.suffix import Suffix
 
 __all__ = ["KINDS", "Fact", "Trace", "TraceSettings", "embedding_std", "trace", "window_at", "window_of"]
-
-_WINDOWED = {"mlp": "hook_mlp_out", "attention": "hook_attn_out"}
-PUBLISHED_WINDOW, PUBLISHED_DEPTH = 10, 28
-"""The published window of layers, and the depth (GPT-J's) from which on it is taken as it is."""
 
 Progress = Callable[[float], None]
 """Called with the share that is done, 0 to 1."""
@@ -59,16 +67,6 @@ class Trace:
     def indirect(self, kind: str) -> Float[Tensor, "tokens layers"]:
         """What each restored state gives back: IE = p_restored − p_corrupted."""
         return self.scores[kind] - self.p_corrupted
-
-
-def window_of(n_layers: int) -> int:
-    """Ten layers, as published, for 28 layers and more; for a shallower model in proportion fewer, at least one."""
-    return max(1, min(PUBLISHED_WINDOW, round(PUBLISHED_WINDOW * n_layers / PUBLISHED_DEPTH)))
-
-
-def window_at(layer: int, window: int, n_layers: int) -> range:
-    """Layers restored together around `layer`: as many below as from it on (one more from it on if odd), clipped."""
-    return range(max(0, layer - window // 2), min(n_layers, layer + (window + 1) // 2))
 
 
 def trace(
@@ -110,60 +108,22 @@ def _tables(
     # Tokens before the subject are clean in every row: there is nothing to restore.
     untouched = torch.full((n_tokens, len(layers)), float(runs.corrupted.mean()), dtype=torch.float64)
     scores = {kind: untouched.clone() for kind in settings.kinds}
-    work = _restorations(runs.handle.n_layers, layers, settings)
+    work = restorations(runs.handle.n_layers, layers, settings)
     states = {**runs.clean, **_entries(runs, work)}
+    leaders, rest = with_leaders(work)
     for done, token in enumerate(range(first, n_tokens), start=1):
-        for group in _groups(work, settings.samples * (n_tokens - token), settings.batch_tokens):
-            for restoration, value in zip(group, _restored(runs, states, token, group), strict=True):
-                scores[restoration.kind][token, restoration.column] = value
+        values, tails = _led(runs, states, token, leaders, rest)
+        cells = list(zip(leaders, values, strict=True))
+        for group in groups(rest, settings.samples * (n_tokens - token), settings.batch_tokens):
+            cells += zip(group, _restored(runs, states, tails, token, group), strict=True)
+        for restoration, value in cells:
+            scores[restoration.kind][token, restoration.column] = value
         if progress is not None:
             progress(done / (n_tokens - first))
     return scores
 
 
-@dataclass(frozen=True)
-class _Restoration:
-    """One cell of the table, whatever the token."""
-
-    kind: str
-    column: int
-    start: int
-    """The first block that has to be run."""
-    fixes: Mapping[str, str]
-    """Hook name -> which of the runs' states its token is set to there."""
-
-
-def _restorations(n_layers: int, layers: Sequence[int], settings: TraceSettings) -> tuple[_Restoration, ...]:
-    """Every kind and layer, by the block they start at."""
-    window = settings.window or window_of(n_layers)
-    found = []
-    for kind in settings.kinds:
-        for column, layer in enumerate(layers):
-            span = window_at(layer, window, n_layers) if kind in _WINDOWED else range(layer, layer + 1)
-            start, fixes = _steps(kind, span, n_layers)
-            found.append(_Restoration(kind, column, start, fixes))
-    return tuple(sorted(found, key=lambda restoration: restoration.start))
-
-
-def _steps(kind: str, span: range, n_layers: int) -> tuple[int, dict[str, str]]:
-    """The first block to run, and what to set where, for the layers of `span` restored."""
-    point = _WINDOWED.get(kind, "hook_resid_post")
-    if span[0] == n_layers - 1:
-        only = f"blocks.{span[0]}.{point}"
-        return span[0], {only: only}
-    # What the first block gives is known for every token: the pass starts behind it.
-    behind = f"blocks.{span[0] + 1}.hook_resid_pre"
-    first = _entry(kind, span[0]) if kind in _WINDOWED else behind
-    rest = [f"blocks.{layer}.{point}" for layer in span[1:]]
-    return span[0] + 1, {behind: first, **{name: name for name in rest}}
-
-
-def _entry(kind: str, layer: int) -> str:
-    """Name of the stream behind block `layer` where that block's MLP or attention output is restored."""
-    return f"{kind} of block {layer}"
-
-
-def _entries(runs: Runs, work: Sequence[_Restoration]) -> dict[str, Float[Tensor, "samples seq d_model"]]:
+def _entries(runs: Runs, work: Sequence[Restoration]) -> dict[str, Float[Tensor, "samples seq d_model"]]:
     """The first step of every window, for all tokens at once.
 
     Inside one block, an output that is restored at one token moves no other token: so one pass that restores it at all
@@ -173,9 +133,9 @@ def _entries(runs: Runs, work: Sequence[_Restoration]) -> dict[str, Float[Tensor
     rows = runs.input_ids.expand(len(runs.corrupted), -1)
     needed = {state for restoration in work for state in restoration.fixes.values()} - runs.clean.keys()
     found = {}
-    for kind, point in _WINDOWED.items():
+    for kind, point in WINDOWED.items():
         for layer in range(handle.n_layers - 1):
-            if _entry(kind, layer) not in needed:
+            if entry(kind, layer) not in needed:
                 continue
             state, behind = runs.clean[f"blocks.{layer}.{point}"], f"blocks.{layer + 1}.hook_resid_pre"
             with (
@@ -184,30 +144,36 @@ def _entries(runs: Runs, work: Sequence[_Restoration]) -> dict[str, Float[Tensor
                 record(handle, [behind], stop=True) as seen,
             ):
                 handle.hidden(rows, torch.ones_like(rows))
-            found[_entry(kind, layer)] = seen[behind]
+            found[entry(kind, layer)] = seen[behind]
     return found
 
 
-def _groups(
-    work: Sequence[_Restoration], tokens_each: int, batch_tokens: int
-) -> Iterator[list[_Restoration]]:
-    """Consecutive restorations that run as one batch: those of one start, and of the next ones while they are few.
-
-    A later start than the group's first means blocks that are run for nothing, so a group ends once it fills a pass.
-    """
-    group: list[_Restoration] = []
-    for restoration in work:
-        full = len(group) * tokens_each >= batch_tokens
-        if group and full and restoration.start != group[-1].start:
-            yield group
-            group = []
-        group.append(restoration)
-    if group:
-        yield group
+def _led(
+    runs: Runs,
+    states: Mapping[str, Tensor],
+    token: int,
+    leaders: Sequence[Restoration],
+    work: Sequence[Restoration],
+) -> tuple[list[float], dict[str, Float[Tensor, "samples tail d_model"]]]:
+    """The leaders' values at `token`, and their streams at the blocks where shorter windows go on from them."""
+    wanted = {
+        state: (one.kind, name) for one in work for name, state in one.fixes.items() if state not in states
+    }
+    if not wanted:
+        return _restored(runs, states, {}, token, leaders) if leaders else [], {}
+    with record(runs.handle, sorted({name for _, name in wanted.values()})) as seen:
+        values = _restored(runs, states, {}, token, leaders)
+    samples = len(runs.corrupted)
+    rows = {leader.kind: slice(at * samples, (at + 1) * samples) for at, leader in enumerate(leaders)}
+    return values, {state: seen[name][rows[kind]] for state, (kind, name) in wanted.items()}
 
 
 def _restored(
-    runs: Runs, states: Mapping[str, Tensor], token: int, group: Sequence[_Restoration]
+    runs: Runs,
+    states: Mapping[str, Tensor],
+    tails: Mapping[str, Tensor],
+    token: int,
+    group: Sequence[Restoration],
 ) -> list[float]:
     """Mean probability of the answer with each restoration of the group made at `token`."""
     handle, start, copies = runs.handle, group[0].start, len(group)
@@ -215,11 +181,12 @@ def _restored(
     parts: dict[str, list[tuple[int, Tensor]]] = {}
     for at, restoration in enumerate(group):
         for name, state in restoration.fixes.items():
-            parts.setdefault(name, []).append((at * samples, states[state][:, token]))
+            found = tails[state] if state in tails else states[state][:, token : token + 1]
+            parts.setdefault(name, []).append((at * samples, found))
     fixes = {name: _fix(found, samples) for name, found in parts.items()}
     stream = runs.streams[start][:, token:].repeat(copies, 1, 1)
     # `resume` puts the stream in place whatever came before, so what is restored right there goes in by hand.
-    here = fixes.pop(f"blocks.{start}.hook_resid_pre", None)
+    here = fixes.pop(resid_pre(start), None)
     suffix = _suffix(runs, token, start, copies, here(stream) if here else stream)
     with ExitStack() as stack:
         if runs.past:
@@ -233,12 +200,12 @@ def _restored(
 
 
 def _fix(parts: Sequence[tuple[int, Tensor]], samples: int) -> Replace:
-    """Sets the first position of some rows; a part is the first of its rows and their states (one or samples, d)."""
+    """Sets the first positions of some rows; a part is the first of its rows and their states (1 or samples, k, d)."""
 
     def fix(activation: Tensor) -> Tensor:
         fixed = activation.clone()
         for row, state in parts:
-            fixed[row : row + samples, 0] = state
+            fixed[row : row + samples, : state.shape[1]] = state
         return fixed
 
     return fix
