@@ -73,14 +73,13 @@ def _short(value: Any) -> str:
 
 def settings() -> list[Setting]:
     """The grid; what matters most first."""
-    band = (3, 4, 5)
-    memit_ridges, ridges = (1.0, 10.0, 100.0, 1000.0, 10000.0), (0.0, 0.01, 0.1, 1.0)
-    energies, weights = (0.5, 0.8, 0.9, 0.98), (0.01, 0.1, 1.0)
+    band, ridges = (3, 4, 5), (10.0, 100.0, 1000.0)
+    shares = ((0.9, 0.1), (0.8, 0.1), (0.5, 0.1), (0.98, 0.1), (0.9, 1.0), (0.8, 0.01))
     return [
-        *(Setting("emmet", {"ridge": ridge}) for ridge in ridges),
-        *(Setting("memit", {"ridge": ridge}) for ridge in memit_ridges),
-        *(Setting("memit", {"layers": band, "ridge": ridge}) for ridge in memit_ridges),
-        *(Setting("alphaedit", {"preserved_energy": e, "l2": w}) for e in energies for w in weights),
+        *(Setting("emmet", {"ridge": ridge}) for ridge in (0.0, 0.1, 1.0)),
+        *(Setting("memit", {"layers": band, "ridge": ridge}) for ridge in ridges),
+        *(Setting("memit", {"ridge": ridge}) for ridge in ridges),
+        *(Setting("alphaedit", {"preserved_energy": energy, "l2": l2}) for energy, l2 in shares),
     ]
 
 

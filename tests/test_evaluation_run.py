@@ -204,3 +204,12 @@ def test_shards_come_back_in_order_and_cover_everything() -> None:
     assert seen == [(1, 3), (2, 3), (3, 3)]
     with pytest.raises(ValueError, match="size of 1 or more"):
         split([1], 0)
+
+
+def test_methods_may_share_the_unedited_sides(tiny: ModelHandle) -> None:
+    shared: dict[str, object] = {}
+    plain = [evaluate(tiny, CASES, job(size)) for size in (1.0, 2.0)]
+    sharing = [evaluate(tiny, CASES, job(size, remembered=shared)) for size in (1.0, 2.0)]
+    assert [one.metrics for one in sharing] == [one.metrics for one in plain]
+    assert plain[0].metrics != plain[1].metrics
+    assert shared.keys() == {case.case_id for case in CASES}

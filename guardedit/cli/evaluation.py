@@ -70,6 +70,10 @@ def evaluate(
     items: Annotated[int, typer.Option("--items", help="Items a skill, for ability.")] = 100,
     hparams: HparamsOption = None,
     state: Annotated[Path | None, typer.Option("--state", help="File that makes the run resumable.")] = None,
+    values: Annotated[
+        Path | None,
+        typer.Option("--values", help="Folder in which solved values are kept, for other editors too."),
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw quality against the number of edits (.svg).")
     ] = None,
@@ -105,6 +109,7 @@ def evaluate(
             asking=asking,
             hparams=read_hparams(hparams, editor),
             state=state,
+            values=values,
             progress=lambda what, i, n: status.update(f"{what}: {i} of {n}"),
         )
     if plot is not None:

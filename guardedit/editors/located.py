@@ -15,10 +15,10 @@ from guardedit.edits.batches import require_consistent, require_distinct_keys
 from guardedit.edits.contexts import sample_contexts
 from guardedit.edits.deltas import EditDelta
 from guardedit.edits.inputs import SolveInputs
-from guardedit.edits.keys import keys_of
+from guardedit.edits.keys import Key, keys_of
 from guardedit.edits.settings import require_contexts, require_number
 from guardedit.edits.spreading import SolveLayer, Spread, Wanted, spread
-from guardedit.edits.values import ValueHparams, optimise_values
+from guardedit.edits.values import Value, ValueHparams, optimise_values
 from guardedit.errors import BadRequestError
 from guardedit.models.handle import ModelHandle, preserved
 from guardedit.models.second_moment import SecondMoment
@@ -92,9 +92,28 @@ def find_wanted(
         contexts = tuple(hparams.contexts or sample_contexts(handle, hparams.n_prefixes, inputs.seed))
         keys = keys_of(handle, requests, layer, contexts)
         require_distinct_keys(requests, keys, layer)
-        told = _told(inputs, hparams, len(requests))
-        values = optimise_values(handle, requests, keys, layer, contexts, hparams, told, seed=inputs.seed)
+        values = _values(handle, requests, keys, contexts, hparams, inputs)
     return Wanted(tuple(requests), contexts, layer, keys, values)
+
+
+def _values(
+    handle: ModelHandle,
+    requests: Sequence[EditRequest],
+    keys: Sequence[Key],
+    contexts: tuple[str, ...],
+    hparams: LocatedHparams,
+    inputs: SolveInputs,
+) -> tuple[Value, ...]:
+    """From the shelf where they are known; the others are optimised together."""
+    key_for = dict(zip(requests, keys, strict=True))
+
+    def find(some: Sequence[EditRequest]) -> tuple[Value, ...]:
+        told, own = _told(inputs, hparams, len(some)), [key_for[request] for request in some]
+        return optimise_values(handle, some, own, hparams.layer, contexts, hparams, told, seed=inputs.seed)
+
+    if inputs.values is None:
+        return find(requests)
+    return inputs.values.take(handle, requests, hparams.layer, contexts, hparams, inputs.seed, find)
 
 
 def moments_of(handle: ModelHandle, layers: Sequence[int], inputs: SolveInputs) -> dict[int, SecondMoment]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from guardedit.edits.value_shelf import ValueShelf
 from guardedit.errors import MissingStatisticsError, StatisticsMismatchError
 from guardedit.models.handle import ModelHandle
 from guardedit.models.hooks import key_hook
@@ -29,6 +30,8 @@ class SolveInputs:
     earlier: tuple[EditRequest, ...] = ()
     """Requests of the edits that are live, oldest first: what a sequential editor must leave alone."""
     progress: Progress | None = None
+    values: ValueShelf | None = None
+    """Values that were found before, by any editor that asks for the same ones."""
 
     def moment(self, handle: ModelHandle, layer: int) -> SecondMoment:
         """The second moment of the layer's key space.

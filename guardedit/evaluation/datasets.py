@@ -11,6 +11,7 @@ from guardedit.editors import EDITORS
 from guardedit.edits.contexts import sample_contexts
 from guardedit.edits.deltas import EditDelta
 from guardedit.edits.inputs import SolveInputs
+from guardedit.edits.value_shelf import ValueShelf
 from guardedit.errors import BadRequestError
 from guardedit.evaluation.ability import ITEMS, battery, measure
 from guardedit.evaluation.bootstrap import Estimate
@@ -77,6 +78,7 @@ def evaluate_dataset(
     asking: Asking | None = None,
     hparams: Mapping[str, Any] | None = None,
     state: Path | None = None,
+    values: Path | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Edit `limit` cases of the file on the workspace's live model, alone unless `protocols` say otherwise; the model
@@ -85,13 +87,14 @@ def evaluate_dataset(
     Of several protocols (batches of 1, 10, 100) the last one gives the figures, and all of them the curve.
 
     `seed` decides which cases are drawn, the editor's sampling and the bootstrap. `neighbours` fills each case's
-    neighborhood up to that number from the same split (see `with_neighbours`). `state` makes the run resumable.
+    neighborhood up to that number from the same split (see `with_neighbours`). `state` makes the run resumable;
+    `values` is a folder in which the values of locate-then-edit editors are kept and looked for (`ValueShelf`).
     `editor` is one of EDITORS, or "in-context" for the baseline that edits nothing and states the facts in every
     prompt. Nothing goes into the ledger: no version is staged.
     """
     handle, asking = workspace.handle, asking or Asking()
     extras = extras_named(asking.extras)
-    job = _job(workspace, editor, seed, hparams)
+    job = method(workspace, editor, seed, hparams, values)
     case_set = read_cases(path, split)
     chosen = select(
         handle, choose(case_set.cases, seed), limit=limit, known_only=known_only, progress=progress
@@ -158,14 +161,21 @@ def _prepared(
     return replace(chosen, cases=tuple(filled(handle, cases, extras, progress)))
 
 
-def _job(workspace: Workspace, editor: str, seed: int, hparams: Mapping[str, Any] | None) -> Job:
-    """The method with its settings bound."""
+def method(
+    workspace: Workspace,
+    editor: str,
+    seed: int = 0,
+    hparams: Mapping[str, Any] | None = None,
+    values: Path | None = None,
+) -> Job:
+    """The named method with the kit's settings, or `hparams` over them, bound; see `evaluate_dataset`."""
     if editor == IN_CONTEXT:
         if hparams:
             raise BadRequestError(f"{IN_CONTEXT} has no settings; it edits nothing")
         return Job(editor=editor, solve=state_in_context, seed=seed, joint=True)
     settings = with_contexts(workspace.handle, workspace.kit.settings(editor, hparams), seed)
-    inputs = SolveInputs(workspace.kit.second_moments, seed, workspace.kit.saes)
+    shelf = ValueShelf(values) if values is not None else None
+    inputs = SolveInputs(workspace.kit.second_moments, seed, workspace.kit.saes, values=shelf)
     return Job(
         editor=editor,
         solve=bind(editor, settings, inputs),

@@ -15,7 +15,7 @@ from typing import Any
 from guardedit.errors import BadRequestError, IntegrityError
 from guardedit.evaluation.asking import VARIANTS
 from guardedit.evaluation.cases import EvalCase
-from guardedit.evaluation.measuring import Probing
+from guardedit.evaluation.measuring import Probing, Unedited
 from guardedit.evaluation.methods import Solve
 from guardedit.evaluation.protocol import Protocol
 from guardedit.evaluation.scoring import score_pairs
@@ -69,6 +69,8 @@ class Job:
     """Figures of the model as a whole."""
     whole_about: Mapping[str, Any] = field(default_factory=dict)
     """What those figures rest on, for the record."""
+    remembered: dict[str, tuple[Unedited, float]] | None = None
+    """Unedited sides, shared by the jobs of one model, the same cases and the same questions."""
 
     def probing(self, cases: Sequence[EvalCase]) -> Probing:
         """What every case is asked."""
@@ -91,6 +93,7 @@ class Job:
             probing=self.probing(cases),
             protocol=self.protocol,
             whole=self.whole,
+            remembered=self.remembered,
         )
 
     def _solver_after(self, earlier: tuple[EditRequest, ...]) -> Solve:

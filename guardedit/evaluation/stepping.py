@@ -36,6 +36,15 @@ class Group:
     probing: Probing
     protocol: Protocol
     whole: Whole | None = None
+    remembered: dict[str, tuple[Unedited, float]] | None = None
+    """Unedited sides by case, with their seconds: several methods that ask the same cases the same may share them."""
+
+    def unedited(self, handle: ModelHandle, case: EvalCase) -> tuple[Unedited, float]:
+        """The case's unedited side; the model must be the unedited one."""
+        known = self.remembered if self.remembered is not None else {}
+        if case.case_id not in known:
+            known[case.case_id] = _timed(partial(unedited_side, handle, case, self.probing))
+        return known[case.case_id]
 
     def due(self) -> dict[Key, bool]:
         """Every measurement of the group in order -> whether it is one of a checkpoint."""
@@ -66,7 +75,7 @@ def measure_group(
     wanted = {case_id for case_id, _ in missing}
     cases = [case for step in group.steps for case in step if case.case_id in wanted]
     # All unedited sides come first: later edits must be compared with the unedited model, not with the one before.
-    before = {case.case_id: _timed(partial(unedited_side, handle, case, group.probing)) for case in cases}
+    before = {case.case_id: group.unedited(handle, case) for case in cases}
     whole_base = group.whole(None) if group.whole is not None else {}
     with Session(handle) as session:
         for result in _stepped(session, group, before, done, shelf):
