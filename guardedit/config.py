@@ -25,6 +25,9 @@ class Settings(BaseModel):
     tracking_uri: str | None = None
     """MLflow; None is a SQLite file under `home`."""
     seed: int = Field(default=0, ge=0)
+    device_map: str | None = None
+    """How accelerate spreads the model, "auto" for one; None loads it onto the CPU. A place, not a setting of an edit:
+    it is in no record."""
     thorough: bool = False
     """Monitor on 60k far tokens instead of 8k."""
 

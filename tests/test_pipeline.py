@@ -391,3 +391,18 @@ def test_an_edit_of_many_parameters_is_committed_and_comes_back_bit_for_bit(home
     assert home.guard().handle.digest() == guard.store.digest()
     guard.rollback(later.plan_id)
     assert guard.rollback(plan.plan_id).digest_after == plan.model_digest == guard.handle.digest()
+
+
+def test_a_model_spread_by_a_device_map_is_planned_and_edited_to_the_same_bytes(home: Home) -> None:
+    plain = home.guard().plan(request_of())
+    spread = home.guard(device_map="auto")
+    again = spread.plan(request_of())
+    assert again.delta.changes == plain.delta.changes
+    assert spread.apply(again.plan_id).outcome == "committed"
+    assert home.guard().handle.digest() == spread.handle.digest() != plain.model_digest
+
+
+def test_the_command_line_hands_a_device_map_on(home: Home) -> None:
+    assert home.run("--device-map", "auto", "plan", str(home.requests(request_of().model_dump()))).code == 0
+    refused = home.run("--device-map", "sideways", "plan", str(home.requests(request_of().model_dump())))
+    assert refused.code == 2 and "sideways" in refused.err

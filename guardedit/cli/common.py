@@ -36,6 +36,10 @@ TrackingOption = Annotated[
     str | None,
     typer.Option("--tracking-uri", help="MLflow: sqlite:///FILE or a server. Default: a file in the home."),
 ]
+DeviceMapOption = Annotated[
+    str | None,
+    typer.Option("--device-map", help="Spread the model over devices, as accelerate does: auto, balanced, …"),
+]
 PolicyOption = Annotated[Path | None, typer.Option("--policy", help="A policy file.")]
 HparamsOption = Annotated[
     Path | None, typer.Option("--hparams", help="A settings file, .toml or .json, as `tune` writes it.")
@@ -75,8 +79,9 @@ def _before_the_verb(
     home: HomeOption = None,
     as_json: JsonOption = False,
     tracking_uri: TrackingOption = None,
+    device_map: DeviceMapOption = None,
 ) -> None:
-    context.obj = merged(Options(), model, home, as_json, tracking_uri=tracking_uri)
+    context.obj = merged(Options(), model, home, as_json, tracking_uri=tracking_uri, device_map=device_map)
 
 
 def merged(options: Options, model: str | None, home: Path | None, as_json: bool, **extra: Any) -> Options:

@@ -53,7 +53,7 @@ class Workspace:
     def handle(self) -> ModelHandle:
         """The live model: the base's files with the bytes of committed edits on top, every digest compared."""
         self.progress(f"loading {self.settings.model}", 0.0)
-        handle = load(full_name(self.settings.model))
+        handle = load(full_name(self.settings.model), device_map=self.settings.device_map)
         if self.store.exists:
             base, digest = self.store.base(), handle.digest()
             if base.digest != digest:
