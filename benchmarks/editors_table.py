@@ -31,7 +31,7 @@ from guardedit.pipeline import Guard
 from guardedit.pipeline import open as open_guard
 from guardedit.records import canonical, digest_of
 
-SEED, N, NEIGHBOURS, FLUENT, FAR_TOKENS = 0, 100, 10, 20, 512
+SEED, N, NEIGHBOURS, FLUENT = 0, 100, 10, 20
 EXTRAS = ("distractors", "subject", "far")
 SHAPES = {
     "single": Protocol(),
@@ -39,6 +39,8 @@ SHAPES = {
     "batch of 100": Protocol(100),
     "sequence of 100": Protocol(1, 100),
 }
+FAR_TOKENS = {"single": 256, "batch of 10": 512, "batch of 100": 2_048, "sequence of 100": 2_048}
+"""Of control text, each time that it is read: a hundred times for single edits, once for a sequence."""
 JOINT = ("batch of 10", "batch of 100")
 VALUES = (
     "contexts", "steps", "learning_rate", "stop_loss", "clamp_norm_factor", "reword", "keep_texts", "keep_length",
@@ -129,12 +131,15 @@ def run(
     """Measure the cells that are not measured yet; their unedited sides are computed once."""
     handle = guard.handle
     cases = filled(handle, chosen.cases[:FLUENT] if "fluency" in extras else chosen.cases, extras)
-    whole = Asking(extras=tuple(extras), far_tokens=FAR_TOKENS).whole(handle, extras, SEED)
+    whole = {
+        shape: Asking(extras=tuple(extras), far_tokens=tokens).whole(handle, extras, SEED)
+        for shape, tokens in FAR_TOKENS.items()
+    }
     shared: dict[str, Any] = {}
     for name, shape in cells:
         started = time.process_time()
         job = replace(
-            jobs(guard, name, out), dataset="counterfact, edit", extras=tuple(extras), whole=whole,
+            jobs(guard, name, out), dataset="counterfact, edit", extras=tuple(extras), whole=whole[shape],
             protocol=SHAPES[shape], remembered=shared, dataset_digest=digest_of([c.case_id for c in cases]),
         )  # fmt: skip
         path = state_of(out, name, shape, extras)

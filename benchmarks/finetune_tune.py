@@ -171,11 +171,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--editor", choices=sorted(GRID))
+    parser.add_argument("--facts", type=int, default=LAST - FIRST, help="how many of them, the first ones")
     args = parser.parse_args()
     if args.step == "run":
         args.out.mkdir(parents=True, exist_ok=True)
         guard = open_guard(home=args.out / "home")
-        cases = cases_of(guard, args.data, args.out, LAST)[FIRST:LAST]
+        cases = cases_of(guard, args.data, args.out, LAST)[FIRST:LAST][: args.facts]
         run(guard, cases, args.out, [args.editor] if args.editor else list(GRID))
     sys.stdout.write(table(args.out))
 
