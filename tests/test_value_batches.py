@@ -124,3 +124,23 @@ def test_a_start_is_where_the_descent_begins(tiny: ModelHandle) -> None:
 def test_a_kept_text_must_be_about_the_subject(tiny_llama: ModelHandle) -> None:
     with pytest.raises(BadRequestError, match="does not contain the subject"):
         make_objective(tiny_llama, [Fact(TOWER, ("",), "{} is a", kept=("Rome is old",))], LAYER)
+
+
+def test_a_warm_start_goes_on_from_where_few_contexts_led(tiny: ModelHandle) -> None:
+    keys = keys_of(tiny, REQUESTS, LAYER, CONTEXTS)
+    few = optimise_values(tiny, REQUESTS, keys, LAYER, CONTEXTS[:1], FREE)
+    starts = [value.residual.float() for value in few]
+    rest = optimise_values(tiny, REQUESTS, keys, LAYER, CONTEXTS, FREE, starts=starts)
+    for value, first, second in zip(together(tiny, replace(FREE, warm_contexts=1)), few, rest, strict=True):
+        assert torch.equal(value.residual, second.residual)
+        assert value.losses == first.losses + second.losses
+        assert value.losses[-1] < FREE.stop_loss or len(second.losses) == FREE.steps + 1
+
+
+@pytest.mark.parametrize("few", [len(CONTEXTS), len(CONTEXTS) + 4])
+def test_a_warm_start_on_all_contexts_is_none(tiny_llama: ModelHandle, few: int) -> None:
+    plain, warm = together(tiny_llama, FREE), together(tiny_llama, replace(FREE, warm_contexts=few))
+    assert all(
+        torch.equal(one.residual, other.residual) and one.losses == other.losses
+        for one, other in zip(plain, warm, strict=True)
+    )

@@ -28,6 +28,8 @@ class ValueHparams:
     """What the subject is shall stay; one `{}`, where the subject goes."""
     facts_at_once: int = 16
     """Facts optimised in one batch; more use more memory."""
+    warm_contexts: int = 0
+    """Descend on this many contexts first, then on all from there on, each for `steps` at most; 0: on all at once."""
     reword: bool = False
     """Also ask with shorter wordings of the prompt, so that the value is not tied to one sentence."""
     keep_texts: int = 0
@@ -42,6 +44,7 @@ class ValueHparams:
     def __post_init__(self) -> None:
         require_number(self, "steps", least=0, whole=True)
         require_number(self, "facts_at_once", least=1, whole=True)
+        require_number(self, "warm_contexts", least=0, whole=True)
         require_number(self, "keep_texts", least=0, whole=True)
         require_number(self, "keep_length", least=1, whole=True)
         for name in ("keep_weight", "hold_loss"):

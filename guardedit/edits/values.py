@@ -9,6 +9,7 @@ alone (up to the rounding of larger matrix products).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -60,8 +61,10 @@ def optimise_values(
 
     A fact leaves its batch once its own loss is below `stop_loss`. With `keep`, texts about each subject are held;
     where it is not given and the settings ask for texts, the model writes them (sampled with `seed`). With `starts`, an
-    optimisation begins at a given residual instead of zero. Errors as `optimise_value`.
+    optimisation begins at a given residual instead of zero, and `warm_contexts` has no say. Errors as `optimise_value`.
     """
+    if starts is None and 0 < hparams.warm_contexts < len(contexts):
+        return _warmed(handle, requests, keys, layer, contexts, hparams, progress, keep=keep, seed=seed)
     if keep is None and hparams.keep_texts:
         texts = essence_texts(handle, requests, hparams.keep_texts, hparams.keep_length, seed)
         keep = Keep(texts, hparams.keep_weight, hparams.hold_loss)
@@ -75,6 +78,30 @@ def optimise_values(
             values = descent.run(make_objective(handle, facts, layer), first, progress)
             found.update(zip(chunk, values, strict=True))
     return tuple(found[index] for index in range(len(requests)))
+
+
+def _warmed(
+    handle: ModelHandle,
+    requests: Sequence[EditRequest],
+    keys: Sequence[Key],
+    layer: int,
+    contexts: Sequence[str],
+    hparams: ValueHparams,
+    progress: Told | None,
+    *,
+    keep: Keep | None,
+    seed: int,
+) -> tuple[Value, ...]:
+    """Few contexts first: most of the way is the same for all of them, and a step costs as much as there are rows."""
+    cheap = replace(hparams, warm_contexts=0, keep_texts=0)
+    few = contexts[: hparams.warm_contexts]
+    warm = optimise_values(handle, requests, keys, layer, few, cheap, progress, seed=seed)
+    starts = [value.residual.to(handle.device, torch.float32) for value in warm]
+    found = optimise_values(
+        handle, requests, keys, layer, contexts, hparams, progress, keep=keep, starts=starts, seed=seed
+    )
+    pairs = zip(warm, found, strict=True)
+    return tuple(replace(value, losses=first.losses + value.losses) for first, value in pairs)
 
 
 def _bound(handle: ModelHandle, key: Key, layer: int, hparams: ValueHparams) -> float:
