@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.own_words import figures
 from guardedit.evaluation.cases import EvalCase
 from guardedit.evaluation.datasets import Asking, method
 from guardedit.evaluation.extras import filled
@@ -145,7 +146,10 @@ def run(
         path = state_of(out, name, shape, extras)
         found = evaluate(handle, Selection(tuple(cases), chosen.n_seen), job, state=path)
         spent = time.process_time() - started
-        path.with_suffix(".json").write_text(json.dumps({**found.as_json(), "row": name, "shape": shape}))
+        document = {**found.as_json(), "row": name, "shape": shape}
+        if "fluency" in extras:
+            document["metrics"] |= figures(handle, cases, path, SEED)
+        path.with_suffix(".json").write_text(json.dumps(document))
         print(f"{name}, {shape}: {spent:.0f} CPU s", file=sys.stderr, flush=True)
 
 
@@ -158,6 +162,7 @@ COLUMNS = {
     "perplexity ratio": "perplexity_ratio",
     "P(new) − P(true)": "efficacy_magnitude", "one hop": "one_hop", "alias": "subject_aliasing",
     "unrelated relation lost": "unrelated_relation_lost_top1", "retention": "retention", "fluency": "fluency",
+    "its texts, nats under the unedited model": "own_words_nats",
 }  # fmt: skip
 
 
