@@ -113,7 +113,7 @@ def _applied(
             parameter.copy_(weight)
     # It prints each loss it computes; after the last no step is taken.
     seen = sum(line.startswith("loss ") for line in heard.getvalue().splitlines())
-    return changes, {"steps": max(seen - 1, 0) if len(requests) == 1 else None, "values_cached": not seen}
+    return changes, {"steps": seen - 1 if seen and len(requests) == 1 else None, "values_cached": not seen}
 
 
 def _texts(data: Path, tokenizer: Any) -> list[dict[str, str]]:

@@ -135,8 +135,9 @@ def score(out: Path, name: str) -> None:
     """Judge every solved edit that is there by the same prompts and the same control text; a line a fact."""
     handle, cases = open_guard(home=out / "home").handle, cases_of(out, name)
     far, probing = FarText.of(handle, FAR), Probing()
-    before = {case.case_id: unedited_side(handle, case, probing) for case in cases}
     rows = [row for side in ("ours", "peer") for row in Rows(out, f"{name}-{side}").load()]
+    edited = {case_id for row in rows for case_id in row["cases"]}
+    before = {c.case_id: unedited_side(handle, c, probing) for c in cases if c.case_id in edited}
     path = out / f"{name}.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     done = {(line["label"], line["case"]) for line in lines}
