@@ -53,12 +53,12 @@ def _cost(row: Line, value: float | None) -> Line:
 
 
 def table(path: Path) -> str:
-    """All facts of each method, then the facts that every method was run on."""
+    """All facts of each method, then those that every method of EasyEdit was run on."""
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     named: dict[str, dict[str, Line]] = {}
     for line in lines:
         named.setdefault(line["label"], {})[line["case"]] = line
-    common = set.intersection(*({*cases} for cases in named.values()))
+    common = set.intersection(*({*cases} for label, cases in named.items() if label.startswith("EasyEdit")))
     both = {label: {c: cases[c] for c in cases if c in common} for label, cases in named.items()}
     speed = [line["gflops"] for line in lines if "gflops" in line]
     load = [line["load"] for line in lines if "load" in line]
@@ -67,7 +67,12 @@ def table(path: Path) -> str:
         f"({min(speed):.0f} to {max(speed):.0f}); load of the machine {min(load):.1f} to {max(load):.1f}"
     )
     return "\n\n".join(
-        [_table(named), f"The {len(common)} facts that every method was run on:", _table(both), about]
+        [
+            _table(named),
+            f"The {len(common)} facts that every method of EasyEdit was run on:",
+            _table(both),
+            about,
+        ]
     )
 
 
