@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 import torch
 from edits_helpers import CONTEXTS, LAYER, TOWER
 
 from guardedit.edits.keys import key_of, keys_of
-from guardedit.edits.objective import Fact, make_objective
+from guardedit.edits.objective import Fact, bucketed, make_objective
 from guardedit.edits.values import Value, ValueHparams, optimise_value, optimise_values
 from guardedit.errors import BadRequestError
 from guardedit.models.handle import ModelHandle
@@ -144,3 +145,41 @@ def test_a_warm_start_on_all_contexts_is_none(tiny_llama: ModelHandle, few: int)
         torch.equal(one.residual, other.residual) and one.losses == other.losses
         for one, other in zip(plain, warm, strict=True)
     )
+
+
+def cost_of(lengths: list[int], cuts: list[slice], overhead: int) -> int:
+    return sum((cut.stop - cut.start) * lengths[cut.stop - 1] + overhead for cut in cuts)
+
+
+@pytest.mark.parametrize("overhead", [0, 3, 24, 1000])
+@pytest.mark.parametrize("lengths", [[1], [2, 2, 2], [1, 1, 4, 4, 5, 9], [1, 2, 3, 4, 5, 6, 7]])
+def test_rows_are_cut_into_runs_at_the_least_cost(lengths: list[int], overhead: int) -> None:
+    cuts = bucketed(lengths, overhead)
+    assert [at for cut in cuts for at in range(cut.start, cut.stop)] == list(range(len(lengths)))
+    inner = range(1, len(lengths))
+    every = [
+        [slice(a, b) for a, b in zip((0, *edges), (*edges, len(lengths)), strict=True)]
+        for count in range(len(lengths))
+        for edges in combinations(inner, count)
+    ]
+    assert cost_of(lengths, cuts, overhead) == min(cost_of(lengths, some, overhead) for some in every)
+
+
+def test_losses_do_not_depend_on_which_rows_run_together(
+    tiny: ModelHandle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = [Fact(request, CONTEXTS, "{} is a") for request in REQUESTS]
+    residuals = torch.randn(len(facts), tiny.d_model, generator=torch.Generator().manual_seed(0))
+    found = []
+    for overhead in (0, 10_000):
+        monkeypatch.setattr(bucketed, "__defaults__", (overhead,))
+        objective = make_objective(tiny, facts, LAYER)
+        with torch.no_grad():
+            losses = objective.losses(residuals)
+            rest = objective.without([1, 3]).losses(residuals)
+        found.append((len(objective._parts), losses, rest))
+    assert found[0][0] > found[1][0] == 1
+    for one, other in zip(found[0][1:], found[1][1:], strict=True):
+        torch.testing.assert_close(one.nll, other.nll, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(one.kl, other.kl, rtol=1e-4, atol=1e-4)
+    assert torch.equal(found[0][2].nll[[1, 3]], torch.zeros(2))

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from guardedit.edits.keys import last_token_of, subject_span
@@ -24,6 +25,8 @@ from guardedit.models.tokens import encode_pairs
 from guardedit.records import EditRequest
 
 _TARGET, _KL, _KEPT = 0, 1, 2
+_OVERHEAD = 24
+"""What a pass over the weights costs beside its tokens, in tokens: it reads them all, however few rows there are."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,10 @@ class Objective:
     suffix: Suffix
     fact_of: Int[Tensor, " rows"]
     kind_of: Int[Tensor, " rows"]
-    reads: Bool[Tensor, "rows seq"]
-    """Positions whose logits are needed; the vectors below go along them in row order."""
+    """Rows stand in the order of their lengths, so that those of similar length can run together."""
+    row_of: Int[Tensor, " reads"]
+    at_of: Int[Tensor, " reads"]
+    """Row and position whose logits are needed, in row order; the vectors below go along them."""
     target_ids: Int[Tensor, " reads"]
     """The target's token, where one is predicted; else 0."""
     weights: Float[Tensor, " reads"]
@@ -72,12 +77,7 @@ class Objective:
     def losses(self, residuals: Float[Tensor, "facts d_model"]) -> Losses:
         """The three losses with each fact's residual added at its rows' first position."""
 
-        def add(output: Tensor) -> Tensor:
-            moved = output[:, :1] + residuals[self.fact_of][:, None].to(output)
-            return torch.cat([moved, output[:, 1:]], 1)
-
-        with patch(self.suffix.handle, rewrite_hook(self.layer), add):
-            logprobs = self._logprobs()
+        logprobs = self._logprobs(residuals[self.fact_of])
         fact, kind = self._of_reads
         chosen = -logprobs[kind == _TARGET].gather(-1, self.target_ids[kind == _TARGET][:, None])[:, 0]
         found = {_TARGET: self._mean(chosen, fact[kind == _TARGET], kind == _TARGET)}
@@ -93,12 +93,25 @@ class Objective:
 
     @property
     def _of_reads(self) -> tuple[Tensor, Tensor]:
-        rows = self.reads.nonzero()[:, 0]
-        return self.fact_of[rows], self.kind_of[rows]
+        return self.fact_of[self.row_of], self.kind_of[self.row_of]
 
-    def _logprobs(self) -> Tensor:
-        hidden = self.suffix.hidden()
-        return self.suffix.handle.logits_at(hidden, self.reads).float().log_softmax(-1)
+    @cached_property
+    def _parts(self) -> tuple[tuple[slice, Suffix], ...]:
+        """Rows that run together: padding is work for nothing, but so is a pass over the weights for a few rows."""
+        numbers = torch.arange(len(self.fact_of), device=self.fact_of.device)
+        cuts = bucketed(self.suffix.mask.sum(1).tolist())
+        return tuple((cut, self.suffix.select(numbers[cut])) for cut in cuts)
+
+    def _logprobs(self, added: Float[Tensor, "rows d_model"] | None = None) -> Tensor:
+        """At every read, with `added` put to the rows' first positions."""
+        found = []
+        for rows, suffix in self._parts:
+            inside = (self.row_of >= rows.start) & (self.row_of < rows.stop)
+            hidden = _moved_hidden(suffix, self.layer, None if added is None else added[rows])
+            found.append(hidden[self.row_of[inside] - rows.start, self.at_of[inside]])
+        states = torch.cat(found)[None]
+        everywhere = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+        return self.suffix.handle.logits_at(states, everywhere).float().log_softmax(-1)
 
     def _mean(self, values: Tensor, fact: Tensor, chosen: Tensor) -> Tensor:
         return torch.zeros(self.n_facts, device=values.device).index_add(
@@ -107,17 +120,48 @@ class Objective:
 
     def without(self, finished: Sequence[int]) -> Objective:
         """The same without the rows of finished facts; facts keep their numbers."""
-        gone = torch.isin(self.fact_of, torch.tensor(list(finished), device=self.fact_of.device))
-        rows = (~gone).nonzero()[:, 0]
-        row_of_read = self.reads.nonzero()[:, 0]
-        reads = ~gone[row_of_read]
-        base_reads = reads[self.kind_of[row_of_read] != _TARGET]
-        suffix = self.suffix.select(rows)
+        kept = ~torch.isin(self.fact_of, torch.tensor(list(finished), device=self.fact_of.device))
+        rows, reads = kept.nonzero()[:, 0], kept[self.row_of]
+        number = kept.cumsum(0) - 1
         return replace(
-            self, suffix=suffix, fact_of=self.fact_of[rows], kind_of=self.kind_of[rows],
-            reads=self.reads[rows][:, : suffix.input_ids.shape[1]],
-            target_ids=self.target_ids[reads], weights=self.weights[reads], base=self.base[base_reads],
+            self, suffix=self.suffix.select(rows), fact_of=self.fact_of[rows], kind_of=self.kind_of[rows],
+            row_of=number[self.row_of[reads]], at_of=self.at_of[reads], target_ids=self.target_ids[reads],
+            weights=self.weights[reads], base=self.base[reads[self._of_reads[1] != _TARGET]],
         )  # fmt: skip
+
+
+def _moved_hidden(suffix: Suffix, layer: int, added: Tensor | None) -> Float[Tensor, "rows seq d_model"]:
+    """The rows' final hidden states, with `added` (rows, d_model) put to the rewrite module's first output."""
+    if added is None:
+        return suffix.hidden()
+
+    def add(output: Tensor) -> Tensor:
+        moved = output[:, :1] + added[:, None].to(output)
+        return torch.cat([moved, output[:, 1:]], 1)
+
+    with patch(suffix.handle, rewrite_hook(layer), add):
+        return suffix.hidden()
+
+
+def bucketed(lengths: Sequence[int], overhead: int = _OVERHEAD) -> list[slice]:
+    """Cut rows of ascending lengths into runs that are padded to their longest, at the least cost.
+
+    The cost of a run is its rows times its longest length, and `overhead` for the run itself.
+    """
+    edges = [0, *(i for i in range(1, len(lengths)) if lengths[i] != lengths[i - 1]), len(lengths)]
+    best: list[tuple[int, int]] = [(0, 0)]
+    for end in range(1, len(edges)):
+        costs = [
+            (best[start][0] + (edges[end] - edges[start]) * lengths[edges[end] - 1] + overhead, start)
+            for start in range(end)
+        ]
+        best.append(min(costs))
+    cuts, end = [], len(edges) - 1
+    while end:
+        start = best[end][1]
+        cuts.append(slice(edges[start], edges[end]))
+        end = start
+    return cuts[::-1]
 
 
 @dataclass(frozen=True)
@@ -139,15 +183,16 @@ def make_objective(handle: ModelHandle, facts: Sequence[Fact], layer: int) -> Ob
     does not follow the subject at once.
     """
     rows = [row for number, fact in enumerate(facts) for row in _rows(handle, fact, number)]
+    rows.sort(key=lambda row: len(row.ids) - row.split)
     _require_path(handle, rows, layer)
     suffix = split_rows(handle, [row.ids for row in rows], [row.split for row in rows], layer)
     device = suffix.input_ids.device
-    reads = torch.zeros_like(suffix.mask)
-    for index, row in enumerate(rows):
-        reads[index, torch.tensor(row.reads, device=device)] = True
+    reads = [(index, at) for index, row in enumerate(rows) for at in row.reads]
     shares = [weight for row in rows for weight in _weights(row, rows)]
     objective = Objective(
-        layer=layer, suffix=suffix, reads=reads, n_facts=len(facts), base=torch.empty(0),
+        layer=layer, suffix=suffix, n_facts=len(facts), base=torch.empty(0),
+        row_of=torch.tensor([row for row, _ in reads], device=device),
+        at_of=torch.tensor([at for _, at in reads], device=device),
         fact_of=torch.tensor([row.fact for row in rows], device=device),
         kind_of=torch.tensor([row.kind for row in rows], device=device),
         target_ids=torch.tensor([token for row in rows for token in row.targets], device=device),
