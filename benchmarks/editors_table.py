@@ -67,7 +67,7 @@ ROWS = {
     "rome": Row("rome", ALONE),
     "memit": Row("memit"),
     "alphaedit": Row("alphaedit"),
-    "in-context": Row("in-context", ("single", *JOINT)),
+    "in-context": Row("in-context", ("single",)),
     "guarded": Row("guarded", ALONE),
     "emmet, guarded values": Row("emmet", JOINT, values_of="guarded"),
     "finetune": Row("finetune"),
