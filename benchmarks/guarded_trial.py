@@ -1,6 +1,6 @@
-"""Values of `rome` and `guarded` side by side on facts of the reference bank: does keeping texts pay?
+"""Values of `rome` and `guarded` side by side on facts of the reference bank: does guarding pay?
 
-    python -m benchmarks.guarded_trial --bank OUT --first 10 --facts 8 --set keep_texts=5 reword=true
+    python -m benchmarks.guarded_trial --bank OUT --first 10 --facts 8 --set keep_weight=8
 
 `OUT` is the folder of `benchmarks.reference_bank solve` (its cases.jsonl). Prints one JSON line a method; same-subject
 and near figures are rehearsed on the stems of docs/probes.md, which no editor sees.

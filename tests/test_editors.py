@@ -31,10 +31,16 @@ class Interrupted(Exception):
     """Somebody pressed Ctrl-C."""
 
 
+HOLDING: dict[str, Any] = {"hold_loss": 0.0, "margin": 0.5, "keep_weight": 0.1, "reword": False,
+    "learning_rate": 0.5, "clamp_norm_factor": 3.0}  # fmt: skip
+"""A random model's answers are all nearly as unlikely: a margin over one of them says nothing about likelihood, and a
+residual that is too long moves the prompt's other tokens."""
+
+
 def settings(editor: str, **named: Any) -> Any:
     """The editor's own defaults at the tiny models' layer, made quicker where it has the setting."""
     kind = EDITORS[editor].hparams
-    usual = {"layer": LAYER, **SMALL}
+    usual = {"layer": LAYER, **SMALL, **(HOLDING if editor == "guarded" else {})}
     quick = {name: value for name, value in usual.items() if name in kind.__dataclass_fields__}
     return kind(**{**quick, **named})
 

@@ -1,128 +1,187 @@
-"""Guarded values: the edit holds, and what the model says about the subject moves less than under ROME."""
+"""Guarded values: the edit holds by a margin, and what the model says about the subject moves less than under ROME."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from edits_helpers import CONTEXTS, LAYER, TOWER, moments, p_new
+from torch import Tensor
 
+from guardedit.editors.emmet import EmmetHparams, solve_emmet
 from guardedit.editors.guarded import GuardedHparams, solve_guarded
-from guardedit.edits.deltas import EditDelta, rehearsed
-from guardedit.edits.essence import OPENINGS, essence_texts
+from guardedit.edits.contrast import Kept, guarded_values, make_asked, make_kept
+from guardedit.edits.deltas import rehearsed
 from guardedit.edits.inputs import SolveInputs
 from guardedit.edits.keys import keys_of
 from guardedit.edits.objective import Fact, make_objective
+from guardedit.edits.openings import OPENINGS, about
 from guardedit.edits.rewordings import rewordings
-from guardedit.edits.values import Keep, ValueHparams, optimise_values
-from guardedit.errors import BadRequestError
-from guardedit.models.handle import ModelHandle
+from guardedit.edits.values import Value, ValueHparams, optimise_values
+from guardedit.errors import BadRequestError, SolveError
+from guardedit.models.handle import ModelHandle, preserved
+from guardedit.models.hooks import patch, rewrite_hook
+from guardedit.models.tokens import tokenise
 from guardedit.records import EditRequest
 
-SMALL: dict[str, Any] = {
-    "layer": LAYER, "contexts": ("",), "steps": 150, "clamp_norm_factor": 50.0,
-}  # fmt: skip
-ABOUT = (("The Eiffel Tower is in France and",),)
+REACH: dict[str, Any] = {"clamp_norm_factor": 50.0, "learning_rate": 0.3, "steps": 60}
+GUARDED = ValueHparams(**REACH, keep_openings=4, keep_turns=2, hold_loss=3.0, margin=1.0)
+ITALY = EditRequest(subject="Italy", prompt="The capital of {} is", target_new="Paris", target_true="Rome")
+OPENING = "The price of {} is"
 
 
-def reachable(handle: ModelHandle) -> float:
-    """A loss half-way between the unedited model's and the best that a free value reaches."""
-    keys = keys_of(handle, [TOWER], LAYER, ("",))
-    losses = optimise_values(handle, [TOWER], keys, LAYER, ("",), ValueHparams(clamp_norm_factor=50.0))[
-        0
-    ].losses
-    return (losses[0] + min(losses)) / 2
+def fact(request: EditRequest = TOWER, words: tuple[str, ...] = ()) -> Fact:
+    return Fact(request, CONTEXTS, "{} is a", rewordings=words)
 
 
-def settings(handle: ModelHandle) -> dict[str, Any]:
-    return {**SMALL, "hold_loss": reachable(handle), "stop_loss": reachable(handle)}
+def values(handle: ModelHandle, hparams: ValueHparams, *requests: EditRequest) -> list[Value]:
+    keys = keys_of(handle, requests, LAYER, CONTEXTS)
+    return list(optimise_values(handle, requests, keys, LAYER, CONTEXTS, hparams))
 
 
-def guarded(handle: ModelHandle) -> EditDelta:
-    return solve_guarded(handle, [TOWER], GuardedHparams(**settings(handle)), SolveInputs(moments()))
+def last_logprobs(handle: ModelHandle, text: str, cut: str, residual: Tensor) -> Tensor:
+    """Next-token log-probabilities of a whole forward pass, with the residual at the last token of `cut`."""
+    at = len(tokenise(handle, cut).ids) - 1
+
+    def add(output: Tensor) -> Tensor:
+        where = torch.zeros(output.shape[1], 1)
+        where[at] = 1.0
+        return output + where * residual
+
+    with torch.no_grad(), patch(handle, rewrite_hook(LAYER), add):
+        logits: Tensor = handle.model(input_ids=torch.tensor([tokenise(handle, text).ids])).logits
+    return logits[0, -1].double().log_softmax(-1)
 
 
-def test_the_value_holds_like_rome_s_and_moves_what_is_kept_less(tiny: ModelHandle) -> None:
-    """At the same likelihood of the target, the texts about the subject move less than under the published loss."""
-    keys, limit = keys_of(tiny, [TOWER], LAYER, ("",)), reachable(tiny)
-    hparams = ValueHparams(steps=150, clamp_norm_factor=50.0, stop_loss=limit)
-    rome = optimise_values(tiny, [TOWER], keys, LAYER, ("",), hparams)[0]
-    kept = optimise_values(tiny, [TOWER], keys, LAYER, ("",), hparams, keep=Keep(ABOUT, hold_loss=limit))[0]
-    objective = make_objective(tiny, [Fact(TOWER, ("",), hparams.kl_prompt, kept=ABOUT[0])], LAYER)
+@torch.no_grad()
+def test_what_is_kept_is_the_divergence_of_whole_forward_passes(tiny: ModelHandle) -> None:
+    residual = 0.5 * torch.randn(1, tiny.d_model, generator=torch.Generator().manual_seed(2))
+    kept = make_kept(tiny, [fact()], (OPENING,), LAYER)
+    moved, gap = kept.terms(residual)
+    text, at = about(OPENING, TOWER)
+    assert text == "The price of the Eiffel Tower is" and text[at:].startswith("Eiffel Tower")
+    base, edited = (
+        last_logprobs(tiny, text, text[: at + len(TOWER.subject)], r) for r in (0 * residual, residual)
+    )
+    assert float(moved[0]) == pytest.approx(float((base.exp() * (base - edited)).sum()), rel=1e-3)
+    assert float(gap[0]) == pytest.approx(
+        float(edited[kept.new[0]] - edited[kept.old[0]]), rel=1e-3, abs=1e-3
+    )
+    assert float(moved[0]) > 1e-4
+
+
+@torch.no_grad()
+def test_loss_and_gap_of_a_prompt_are_those_of_whole_forward_passes(tiny: ModelHandle) -> None:
+    residual = 0.5 * torch.randn(1, tiny.d_model, generator=torch.Generator().manual_seed(3))
+    asked = make_asked(tiny, [Fact(ITALY, ("",), "{} is a")], LAYER)
+    nll, gap = asked.terms(residual)
+    edited = last_logprobs(tiny, ITALY.filled, "The capital of Italy", residual)
+    if asked.target_ids.shape == (1,):
+        assert float(nll[0]) == pytest.approx(-float(edited[asked.target_ids[0]]), rel=1e-3)
+    first = int((asked.rivals >= 0).nonzero()[0])
+    if first == 0:
+        expected = float(edited[asked.target_ids[0]] - edited[asked.rivals[0]])
+        assert float(gap[0]) == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    assert int((asked.rivals >= 0).sum()) == 1
+
+
+def test_without_an_old_answer_nothing_is_contrasted(tiny: ModelHandle) -> None:
+    nameless = TOWER.model_copy(update={"target_true": None})
     with torch.no_grad():
-        plain = objective.losses(rome.residual.float()[None])
-        held = objective.losses(kept.residual.float()[None])
-    assert -math.log(kept.p_new) <= limit + 1e-4 and -math.log(rome.p_new) <= limit
-    assert float(held.kept[0]) == pytest.approx(kept.kept_nats, rel=1e-3)
-    assert float(held.kept[0]) < 0.97 * float(plain.kept[0])
+        residual = torch.zeros(1, tiny.d_model)
+        assert make_asked(tiny, [fact(nameless)], LAYER).terms(residual)[1].isinf().all()
+        assert make_kept(tiny, [fact(nameless)], OPENINGS[:2], LAYER).terms(residual)[1].isinf().all()
+    assert values(tiny, GUARDED, nameless)[0].residual.isfinite().all()
 
 
-def test_the_editor_s_value_holds_and_the_edit_makes_the_target_likelier(tiny: ModelHandle) -> None:
-    delta, before = guarded(tiny), p_new(tiny)
-    assert float(delta.diagnostics["p_new_at_solution"] or 0) >= math.exp(-reachable(tiny)) * (1 - 1e-4)
+def test_a_larger_weight_keeps_more(tiny: ModelHandle) -> None:
+    found = [
+        values(tiny, replace(GUARDED, keep_weight=weight), TOWER)[0].kept_nats for weight in (0.0, 4.0, 40.0)
+    ]
+    assert found[0] > found[1] > found[2] > 0
+
+
+def test_openings_that_ask_for_the_relation_itself_are_not_kept(
+    tiny: ModelHandle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the unedited model's answer begins a target, the answer may change."""
+    kept = make_kept(tiny, [fact()], (OPENING,), LAYER)
+    assert kept.counts.tolist() == [1.0]
+    said = str(tiny.tokenizer.decode([int(kept.base[0].argmax())]))
+    word = TOWER.model_copy(update={"target_new": said.strip() or "a", "target_true": "Paris"})
+    again = make_kept(tiny, [fact(word)], (OPENING,), LAYER)
+    expected = 0.0 if int(again.new[0]) == int(kept.base[0].argmax()) else 1.0
+    assert again.counts.tolist() == [expected]
+
+
+def test_a_batch_of_guarded_values_is_each_one_s_own(tiny: ModelHandle) -> None:
+    hparams = replace(GUARDED, steps=12)
+    both = values(tiny, hparams, TOWER, ITALY)
+    for value, request in zip(both, (TOWER, ITALY), strict=True):
+        alone = values(tiny, hparams, request)[0]
+        assert float((value.residual - alone.residual).norm()) < 5e-3 * float(alone.residual.norm())
+        assert value.kept_nats == pytest.approx(alone.kept_nats, rel=2e-2)
+
+
+def test_openings_take_turns(tiny_llama: ModelHandle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every opening is kept in every `keep_turns`-th step."""
+    seen: list[int] = []
+    terms = Kept.terms
+
+    def noting(self: Kept, residuals: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(len(self.fact_of))
+        return terms(self, residuals)
+
+    monkeypatch.setattr(Kept, "terms", noting)
+    hparams = replace(GUARDED, steps=4, keep_openings=5, keep_turns=2)
+    with preserved(tiny_llama):
+        guarded_values(tiny_llama, [fact()], LAYER, [10.0], hparams, [None], None)
+    assert seen == [3, 2, 3, 2, 3, 3, 2]  # five steps, then all once more for the record
+
+
+def test_a_residual_stays_inside_its_bound(tiny: ModelHandle) -> None:
+    with preserved(tiny):
+        found = guarded_values(tiny, [fact()], LAYER, [0.05], replace(GUARDED, steps=8), [None], None)[0]
+    assert float(found.residual.norm()) <= 0.05 * (1 + 1e-5) and found.clamped
+
+
+def test_a_loss_that_is_no_number_stops_the_search(tiny_llama: ModelHandle) -> None:
+    with preserved(tiny_llama), pytest.raises(SolveError, match="not a number"):
+        guarded_values(
+            tiny_llama, [fact()], LAYER, [1.0], GUARDED, [torch.full((tiny_llama.d_model,), torch.nan)], None
+        )
+
+
+def test_the_editor_makes_the_target_likelier_and_says_what_was_kept(tiny: ModelHandle) -> None:
+    hparams = GuardedHparams(
+        layer=LAYER,
+        contexts=("",),
+        **{**REACH, "clamp_norm_factor": 3.0},
+        hold_loss=0.0,
+        keep_weight=0.1,
+        margin=0.5,
+        reword=False,
+    )
+    delta, before = solve_guarded(tiny, [TOWER], hparams, SolveInputs(moments())), p_new(tiny)
+    assert delta.editor == "guarded" and delta.hparams["keep_openings"] == len(OPENINGS)
+    assert float(delta.diagnostics["kept_nats"] or 0) > 0 and delta.diagnostics["keep_weight"] == 0.1
     with rehearsed(tiny, delta):
         assert p_new(tiny) > before + 0.05
 
 
-def test_its_diagnostics_say_what_was_kept_and_how_hard(tiny_llama: ModelHandle) -> None:
-    delta = guarded(tiny_llama)
-    assert delta.editor == "guarded"
-    assert float(delta.diagnostics["kept_nats"] or 0) > 0 and float(delta.diagnostics["keep_weight"] or 0) > 0
-    assert delta.hparams["keep_texts"] == 5
+def test_guarded_values_go_with_other_solvers(tiny_llama: ModelHandle) -> None:
+    hparams = EmmetHparams(layer=LAYER, contexts=CONTEXTS, **{**REACH, "steps": 6}, keep_openings=4)
+    delta = solve_emmet(tiny_llama, [TOWER, ITALY], hparams, SolveInputs(moments()))
+    assert float(delta.diagnostics["kept_nats"] or 0) > 0 and delta.diagnostics["facts"] == 2
+    assert float(delta.diagnostics["missed_share"] or 0) < 1e-8
 
 
-def test_the_value_is_the_best_iterate_that_holds(tiny: ModelHandle) -> None:
-    """More steps can only improve the kept term, as the best one that holds is remembered."""
-    keys, limit = keys_of(tiny, [TOWER], LAYER, ("",)), reachable(tiny)
-    keep = Keep(ABOUT, hold_loss=limit, patience=100)
-    found = [
-        optimise_values(
-            tiny, [TOWER], keys, LAYER, ("",), ValueHparams(steps=steps, clamp_norm_factor=50.0), keep=keep
-        )[0]
-        for steps in (30, 60)
-    ]
-    for value in found:
-        assert -math.log(value.p_new) <= limit + 1e-4
-    assert found[1].kept_nats <= found[0].kept_nats
-    assert found[1].losses[: len(found[0].losses)] == found[0].losses
-
-
-def test_where_nothing_holds_the_closest_is_taken(tiny_llama: ModelHandle) -> None:
-    keys = keys_of(tiny_llama, [TOWER], LAYER, ("",))
-    keep = Keep(ABOUT, hold_loss=1e-6)
-    found = optimise_values(tiny_llama, [TOWER], keys, LAYER, ("",), ValueHparams(steps=6), keep=keep)[0]
-    assert -math.log(found.p_new) == pytest.approx(min(found.losses), abs=1e-6)
-
-
-def test_essence_texts_are_about_the_subject_and_not_about_the_targets(tiny: ModelHandle) -> None:
-    other = EditRequest(subject="Italy", prompt="The capital of {} is", target_new="a", target_true="e")
-    texts = essence_texts(tiny, [TOWER, other], 6, 12, seed=3)
-    assert len(texts[0]) >= 4 and all(
-        "the Eiffel Tower" in text or "The Eiffel Tower" in text for text in texts[0]
-    )
-    assert all("Rome" not in t and "Paris" not in t for t in texts[0])
-    # Any text with an "a" or "e" beyond the subject's name speaks of these targets, and the openings all do.
-    assert texts[1] == ()
-    assert texts == essence_texts(tiny, [TOWER, other], 6, 12, seed=3)
-    assert not any(opening.startswith("{}") for opening in OPENINGS)
-
-
-def test_a_batch_of_guarded_values_is_each_one_s_own(tiny: ModelHandle) -> None:
-    requests = [TOWER, EditRequest(subject="Italy", prompt="The capital of {} is", target_new="Paris")]
-    hparams = ValueHparams(steps=15, clamp_norm_factor=50.0, keep_texts=3, hold_loss=5.0)
-    texts = essence_texts(tiny, requests, 3, 10, seed=0)
-    keys = keys_of(tiny, requests, LAYER, CONTEXTS)
-    both = optimise_values(tiny, requests, keys, LAYER, CONTEXTS, hparams, keep=Keep(texts, hold_loss=5.0))
-    for index, request in enumerate(requests):
-        alone = optimise_values(
-            tiny, [request], keys[index : index + 1], LAYER, CONTEXTS, hparams,
-            keep=Keep(texts[index : index + 1], hold_loss=5.0),
-        )[0]  # fmt: skip
-        assert float((both[index].residual - alone.residual).norm()) < 5e-3 * float(alone.residual.norm())
-        assert both[index].keep_weight == pytest.approx(alone.keep_weight)
+def test_openings_are_about_the_subject_and_none_begins_with_it() -> None:
+    assert len(set(OPENINGS)) == len(OPENINGS) == 12
+    assert all(opening.count("{}") == 1 and not opening.startswith("{}") for opening in OPENINGS)
+    assert about("{} and I", ITALY) == ("Italy and I", 0)
 
 
 @pytest.mark.parametrize(
@@ -157,11 +216,13 @@ def test_a_reworded_value_answers_to_the_rewordings_too(tiny: ModelHandle) -> No
     ("name", "value"),
     [
         ("reword", "yes"),
-        ("keep_texts", -1),
-        ("keep_texts", 2.5),
-        ("keep_length", 0),
-        ("keep_weight", 0),
+        ("keep_openings", -1),
+        ("keep_openings", 2.5),
+        ("keep_turns", 0),
+        ("keep_weight", -1.0),
+        ("keep_contrast", "x"),
         ("hold_loss", "x"),
+        ("margin", -0.5),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_named(name: str, value: object) -> None:

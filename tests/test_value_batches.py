@@ -1,4 +1,4 @@
-"""Many values in one batch are the values that each fact would get alone; keeping texts keeps what the model says."""
+"""Many values in one batch are the values that each fact would get alone."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ import torch
 from edits_helpers import CONTEXTS, LAYER, TOWER
 
 from guardedit.edits.keys import key_of, keys_of
-from guardedit.edits.objective import Fact, bucketed, make_objective
+from guardedit.edits.objective import Fact, make_objective
+from guardedit.edits.rowset import bucketed
 from guardedit.edits.values import Value, ValueHparams, optimise_value, optimise_values
-from guardedit.errors import BadRequestError
 from guardedit.models.handle import ModelHandle
-from guardedit.models.hooks import patch, rewrite_hook
-from guardedit.models.tokens import tokenise
 from guardedit.records import EditRequest
 
 FREE = ValueHparams(steps=15, clamp_norm_factor=50.0, stop_loss=6.0)
@@ -26,7 +24,6 @@ REQUESTS = (
     EditRequest(subject="Alan Turing", prompt="{} worked in the north of", target_new="France"),
     EditRequest(subject="the song", prompt="The language of {} is", target_new="French"),
 )
-ABOUT = "The Eiffel Tower is in France and"
 
 
 def together(
@@ -80,37 +77,15 @@ def test_keys_in_one_batch_are_the_keys_one_by_one(tiny: ModelHandle) -> None:
 
 
 def test_finished_facts_leave_without_changing_the_others_losses(tiny: ModelHandle) -> None:
-    kept = ((ABOUT,), (), ("Marie Curie is a physicist",), (), ())
-    facts = [Fact(r, CONTEXTS, "{} is a", kept=texts) for r, texts in zip(REQUESTS, kept, strict=True)]
+    facts = [Fact(request, CONTEXTS, "{} is a") for request in REQUESTS]
     whole = make_objective(tiny, facts, LAYER)
     residuals = 0.3 * torch.randn(5, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         before, after = whole.losses(residuals), whole.without([1, 3]).losses(residuals)
-    for name in ("nll", "kl", "kept"):
+    for name in ("nll", "kl"):
         old, new = getattr(before, name), getattr(after, name)
         torch.testing.assert_close(new[[0, 2, 4]], old[[0, 2, 4]], atol=1e-4, rtol=1e-4)
         assert float(new[[1, 3]].abs().max()) == 0.0
-
-
-@torch.no_grad()
-def test_the_kept_term_is_the_mean_divergence_from_the_subject_on(tiny: ModelHandle) -> None:
-    """KL(unedited ‖ edited) of whole forward passes, averaged over the positions from "Tower" on."""
-    objective = make_objective(tiny, [Fact(TOWER, ("",), "{} is a", kept=(ABOUT,))], LAYER)
-    residual = 0.5 * torch.randn(1, 32, generator=torch.Generator().manual_seed(2))
-    ids = torch.tensor([tokenise(tiny, ABOUT).ids])
-    at = len(tokenise(tiny, "The Eiffel Tower").ids) - 1
-
-    def add(output: torch.Tensor) -> torch.Tensor:
-        where = torch.zeros(output.shape[1], 1)
-        where[at] = 1.0
-        return output + where * residual
-
-    base = tiny.model(input_ids=ids).logits[0].double().log_softmax(-1)
-    with patch(tiny, rewrite_hook(LAYER), add):
-        edited = tiny.model(input_ids=ids).logits[0].double().log_softmax(-1)
-    expected = (base.exp() * (base - edited)).sum(-1)[at:].mean()
-    assert float(objective.losses(residual).kept[0]) == pytest.approx(float(expected), rel=1e-3)
-    assert float(expected) > 1e-3
 
 
 def test_a_start_is_where_the_descent_begins(tiny: ModelHandle) -> None:
@@ -120,11 +95,6 @@ def test_a_start_is_where_the_descent_begins(tiny: ModelHandle) -> None:
         tiny, [TOWER], keys, LAYER, CONTEXTS, replace(FREE, steps=0), starts=[found.residual]
     )[0]
     assert again.losses[0] == pytest.approx(found.losses[-1], abs=1e-5)
-
-
-def test_a_kept_text_must_be_about_the_subject(tiny_llama: ModelHandle) -> None:
-    with pytest.raises(BadRequestError, match="does not contain the subject"):
-        make_objective(tiny_llama, [Fact(TOWER, ("",), "{} is a", kept=("Rome is old",))], LAYER)
 
 
 def test_a_warm_start_goes_on_from_where_few_contexts_led(tiny: ModelHandle) -> None:
@@ -177,7 +147,7 @@ def test_losses_do_not_depend_on_which_rows_run_together(
         with torch.no_grad():
             losses = objective.losses(residuals)
             rest = objective.without([1, 3]).losses(residuals)
-        found.append((len(objective._parts), losses, rest))
+        found.append((len(objective.rows._parts), losses, rest))
     assert found[0][0] > found[1][0] == 1
     for one, other in zip(found[0][1:], found[1][1:], strict=True):
         torch.testing.assert_close(one.nll, other.nll, rtol=1e-4, atol=1e-4)

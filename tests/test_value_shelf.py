@@ -55,8 +55,8 @@ def test_editors_share_values_and_only_new_facts_are_searched_for(
     find_wanted(tiny_llama, BOTH, hparams, inputs(tmp_path))
     assert len(files(tmp_path)) == 2, "one of both facts was known"
     shelf = ValueShelf(tmp_path)
-    some = shelf.take(tiny_llama, (BRIDGE, TOWER), LAYER, CONTEXTS, ROME, 0, no_search)
-    turned = shelf.take(tiny_llama, BOTH, LAYER, CONTEXTS, hparams, 0, no_search)
+    some = shelf.take(tiny_llama, (BRIDGE, TOWER), LAYER, CONTEXTS, ROME, no_search)
+    turned = shelf.take(tiny_llama, BOTH, LAYER, CONTEXTS, hparams, no_search)
     assert torch.equal(some[0].residual, turned[1].residual)
     assert not torch.equal(some[0].residual, some[1].residual)
     emmet(tiny_llama, find_wanted(tiny_llama, BOTH, hparams, inputs(tmp_path)), hparams, inputs(tmp_path))
@@ -64,27 +64,25 @@ def test_editors_share_values_and_only_new_facts_are_searched_for(
 
 
 @pytest.mark.parametrize(
-    ("request_", "hparams", "seed", "contexts"),
+    ("request_", "hparams", "contexts"),
     [
-        (TOWER.model_copy(update={"target_new": "Oslo"}), ROME, 0, CONTEXTS),
-        (TOWER, replace(ROME, steps=5), 0, CONTEXTS),
-        (TOWER, replace(ROME, keep_texts=2), 0, CONTEXTS),
-        (TOWER, ROME, 1, CONTEXTS),
-        (TOWER, ROME, 0, CONTEXTS[:2]),
+        (TOWER.model_copy(update={"target_new": "Oslo"}), ROME, CONTEXTS),
+        (TOWER, replace(ROME, steps=5), CONTEXTS),
+        (TOWER, replace(ROME, keep_openings=2), CONTEXTS),
+        (TOWER, ROME, CONTEXTS[:2]),
     ],
-    ids=["target", "steps", "kept texts", "seed", "contexts"],
+    ids=["target", "steps", "kept openings", "contexts"],
 )
 def test_another_question_is_another_value(
     tiny_llama: ModelHandle,
     tmp_path: Path,
     request_: EditRequest,
     hparams: RomeHparams,
-    seed: int,
     contexts: tuple[str, ...],
 ) -> None:
     find_wanted(tiny_llama, [TOWER], ROME, inputs(tmp_path))
     with pytest.raises(LookupError, match="1 values"):
-        ValueShelf(tmp_path).take(tiny_llama, [request_], LAYER, contexts, hparams, seed, no_search)
+        ValueShelf(tmp_path).take(tiny_llama, [request_], LAYER, contexts, hparams, no_search)
 
 
 def test_an_edited_model_has_values_of_its_own(tiny_llama: ModelHandle, tmp_path: Path) -> None:
@@ -95,10 +93,10 @@ def test_an_edited_model_has_values_of_its_own(tiny_llama: ModelHandle, tmp_path
     try:
         weight[0, 0] += 1.0
         with pytest.raises(LookupError):
-            shelf.take(tiny_llama, [TOWER], LAYER, CONTEXTS, ROME, 0, no_search)
+            shelf.take(tiny_llama, [TOWER], LAYER, CONTEXTS, ROME, no_search)
     finally:
         weight.copy_(before)
-    assert shelf.take(tiny_llama, [TOWER], LAYER, CONTEXTS, ROME, 0, no_search)
+    assert shelf.take(tiny_llama, [TOWER], LAYER, CONTEXTS, ROME, no_search)
 
 
 def test_a_damaged_value_is_named(tiny_llama: ModelHandle, tmp_path: Path) -> None:

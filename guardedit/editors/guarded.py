@@ -1,8 +1,8 @@
 """Guarded: ROME's update with a value that leaves the rest of the subject where it is.
 
 The largest damage of a single ROME edit falls on other relations of the same subject: the key is the same, so whatever
-the value says there is said to every question about the subject. Here the value is the one that changes the model's own
-texts about the subject least among those that make the edit hold (`guardedit.edits.value_types.Keep`).
+the value says there is said to every question about the subject. Here the value changes little of what the model says
+about the subject, and asks of the edit a margin over the old answer (`guardedit.edits.contrast`).
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from guardedit.records import EditRequest
 
 @dataclass(frozen=True)
 class GuardedHparams(RomeHparams):
-    """ROME's settings; texts are kept, and prompts reworded, unless told otherwise."""
+    """ROME's settings; answers about the subject are kept, and prompts reworded, unless told otherwise."""
 
+    steps: int = 18
+    learning_rate: float = 1.0
+    clamp_norm_factor: float = 5.0
+    n_prefixes: int = 2
     reword: bool = True
-    keep_texts: int = 5
-    keep_length: int = 6
+    keep_openings: int = 12
 
 
 def solve_guarded(

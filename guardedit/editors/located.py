@@ -109,11 +109,11 @@ def _values(
 
     def find(some: Sequence[EditRequest]) -> tuple[Value, ...]:
         told, own = _told(inputs, hparams, len(some)), [key_for[request] for request in some]
-        return optimise_values(handle, some, own, hparams.layer, contexts, hparams, told, seed=inputs.seed)
+        return optimise_values(handle, some, own, hparams.layer, contexts, hparams, told)
 
     if inputs.values is None:
         return find(requests)
-    return inputs.values.take(handle, requests, hparams.layer, contexts, hparams, inputs.seed, find)
+    return inputs.values.take(handle, requests, hparams.layer, contexts, hparams, find)
 
 
 def moments_of(handle: ModelHandle, layers: Sequence[int], inputs: SolveInputs) -> dict[int, SecondMoment]:

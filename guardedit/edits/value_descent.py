@@ -1,4 +1,4 @@
-"""Adam on the residuals of one batch of facts: every fact with its own loss, bound, weight and end."""
+"""Adam on the residuals of one batch of facts: every fact with its own loss, bound and end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from guardedit.edits.objective import Losses, Objective
-from guardedit.edits.value_types import Keep, Told, Value, ValueHparams
+from guardedit.edits.value_types import Told, Value, ValueHparams
 from guardedit.errors import SolveError
 
 
@@ -21,24 +21,19 @@ class Descent:
     hparams: ValueHparams
     bounds: list[float]
     """Largest ‖r‖ of each fact."""
-    keep: Keep | None = None
     losses: list[list[float]] = field(init=False)
     clamped: list[bool] = field(init=False)
-    weights: list[float] = field(init=False)
-    best: dict[int, tuple[int, Value]] = field(default_factory=dict)
-    """With `keep`: per fact, the step and value that is best so far."""
     done: dict[int, Value] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         count = len(self.bounds)
         self.losses, self.clamped = [[] for _ in range(count)], [False] * count
-        self.weights = [self.keep.weight if self.keep else 0.0] * count
 
     def run(
         self, objective: Objective, starts: Sequence[Tensor | None], progress: Told | None
     ) -> list[Value]:
         """The values in the batch's order."""
-        handle, count = objective.suffix.handle, len(self.bounds)
+        handle, count = objective.handle, len(self.bounds)
         residuals = torch.zeros(count, handle.d_model, device=handle.device)
         for row, start in zip(residuals, starts, strict=True):
             if start is not None:
@@ -61,7 +56,7 @@ class Descent:
 
     def _note(self, step: int, losses: Losses, active: list[int]) -> None:
         for index in active:
-            for name, term in (("loss", losses.nll), ("KL term", losses.kl), ("kept term", losses.kept)):
+            for name, term in (("loss", losses.nll), ("KL term", losses.kl)):
                 value = float(term[index].detach())
                 if not math.isfinite(value):
                     raise SolveError(
@@ -76,34 +71,13 @@ class Descent:
             kl_nats=float(losses.kl[index].detach()),
             p_new=math.exp(-self.losses[index][-1]),
             clamped=self.clamped[index],
-            kept_nats=float(losses.kept[index].detach()),
-            keep_weight=self.weights[index],
         )
 
     def _is_done(self, step: int, index: int, value: Value) -> bool:
         """Whether the fact has its value, which is then in `done`."""
-        last = step == self.hparams.steps
-        if self.keep is None:
-            if last or value.losses[-1] < self.hparams.stop_loss:
-                self.done[index] = value
-        else:
-            self._keep_best(step, index, value)
-            since = step - self.best[index][0]
-            if last or (since >= self.keep.patience and self._holds(self.best[index][1])):
-                self.done[index] = self.best[index][1]
-            factor = 1 + self.keep.rate
-            self.weights[index] *= factor if self._holds(value) else 1 / factor
+        if step == self.hparams.steps or value.losses[-1] < self.hparams.stop_loss:
+            self.done[index] = value
         return index in self.done
-
-    def _holds(self, value: Value) -> bool:
-        return self.keep is not None and value.losses[-1] <= self.keep.hold_loss
-
-    def _keep_best(self, step: int, index: int, value: Value) -> None:
-        def rank(one: Value) -> tuple[bool, float]:
-            return (False, one.kept_nats) if self._holds(one) else (True, one.losses[-1])
-
-        if index not in self.best or rank(value) < rank(self.best[index][1]):
-            self.best[index] = step, value
 
     def _step(self, adam: torch.optim.Adam, residuals: Tensor, losses: Losses) -> None:
         """One step of every fact that is not done; Adam works entry by entry, so facts do not see each other."""
@@ -111,9 +85,8 @@ class Descent:
             [i not in self.done for i in range(len(self.bounds))], device=residuals.device
         )
         sizes = torch.tensor(self.bounds, device=residuals.device) / self.hparams.clamp_norm_factor
-        weights = torch.tensor(self.weights, device=residuals.device)
         decay = self.hparams.weight_decay * residuals.norm(dim=1) / sizes**2
-        total = losses.nll + self.hparams.kl_factor * losses.kl + weights * losses.kept + decay
+        total = losses.nll + self.hparams.kl_factor * losses.kl + decay
         adam.zero_grad()
         total[remaining].sum().backward()
         adam.step()

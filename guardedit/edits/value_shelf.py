@@ -1,7 +1,7 @@
 """Values that were found once, in a folder: editors that ask for the same ones, and runs that were cut off, share them.
 
-A value follows from the model's weights, the request, the layer, the contexts, the settings of the optimisation and the
-seed, not from how many facts were optimised beside it nor from what is solved with it: those six are its name.
+A value follows from the model's weights, the request, the layer, the contexts and the settings of the optimisation, not
+from how many facts were optimised beside it nor from what is solved with it: those five are its name.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from guardedit.saes.files import write_atomically
 
 _ASIDE = ("facts_at_once",)
 """Settings that do not change a value by more than rounding."""
+_GUARDED = ("keep_openings", "keep_turns", "keep_weight", "keep_contrast", "hold_loss", "margin")
+"""Settings that say nothing where no openings are kept."""
 _AT_ONCE = 64
 """Values that are found before they are kept: what an interruption can cost."""
 
@@ -42,7 +44,6 @@ class ValueShelf:
         layer: int,
         contexts: Sequence[str],
         hparams: ValueHparams,
-        seed: int,
         find: Find,
     ) -> tuple[Value, ...]:
         """The values of the requests in their order; those that are not there are found together, then kept.
@@ -53,7 +54,6 @@ class ValueShelf:
             "model": handle.digest(),
             "layer": layer,
             "contexts": list(contexts),
-            "seed": seed,
             "settings": settings_of(hparams),
         }
         paths = [self._path(request, shared) for request in requests]
@@ -74,7 +74,8 @@ class ValueShelf:
 def settings_of(hparams: ValueHparams) -> dict[str, object]:
     """The settings that a value depends on; an editor's own beside them (its ridge, its band) do not count."""
     named = asdict(hparams)
-    return {field.name: named[field.name] for field in fields(ValueHparams) if field.name not in _ASIDE}
+    aside = _ASIDE if hparams.keep_openings else (*_ASIDE, *_GUARDED)
+    return {field.name: named[field.name] for field in fields(ValueHparams) if field.name not in aside}
 
 
 def _encode(value: Value) -> bytes:

@@ -32,23 +32,27 @@ class ValueHparams:
     """Descend on this many contexts first, then on all from there on, each for `steps` at most; 0: on all at once."""
     reword: bool = False
     """Also ask with shorter wordings of the prompt, so that the value is not tied to one sentence."""
-    keep_texts: int = 0
-    """Guarded values: texts about the subject, in the model's own words, that are kept; 0 keeps none, as published."""
-    keep_length: int = 10
-    """Tokens that the model adds to each of their openings."""
-    keep_weight: float = 1.0
-    """Weight of the kept texts at the start; see `Keep`."""
-    hold_loss: float = 0.1
-    """With kept texts: an edit holds while its loss, in nats per target token, is at most this."""
+    keep_openings: int = 0
+    """Guarded values: openings about the subject whose answers are kept, 12 at most; 0 keeps none, as published."""
+    keep_turns: int = 3
+    """In each step every so many-th of them is kept, in turn."""
+    keep_weight: float = 4.0
+    """Of their mean KL(unedited ‖ edited)."""
+    keep_contrast: float = 0.5
+    """Of the margin by which the new target shall beat the old one behind them."""
+    hold_loss: float = 0.7
+    """With kept openings: an edit holds once its loss, in nats per target token, is at most this."""
+    margin: float = 3.0
+    """With kept openings: nats by which the new target shall be likelier than the old one in every wording."""
 
     def __post_init__(self) -> None:
         require_number(self, "steps", least=0, whole=True)
         require_number(self, "facts_at_once", least=1, whole=True)
         require_number(self, "warm_contexts", least=0, whole=True)
-        require_number(self, "keep_texts", least=0, whole=True)
-        require_number(self, "keep_length", least=1, whole=True)
-        for name in ("keep_weight", "hold_loss"):
-            require_number(self, name, least=0, above=True)
+        require_number(self, "keep_openings", least=0, whole=True)
+        require_number(self, "keep_turns", least=1, whole=True)
+        for name in ("keep_weight", "keep_contrast", "hold_loss", "margin"):
+            require_number(self, name, least=0)
         require_number(self, "clamp_norm_factor", least=0, above=True)
         for name in ("learning_rate", "kl_factor", "weight_decay", "stop_loss"):
             require_number(self, name, least=0)
@@ -71,29 +75,9 @@ class Value:
     """Geometric mean probability of a target token at the last step."""
     clamped: bool
     kept_nats: float = 0.0
-    """Mean KL(unedited ‖ edited) over the kept texts at the residual; 0 without any."""
+    """Mean KL(unedited ‖ edited) behind the kept openings at the residual; 0 without any."""
     keep_weight: float = 0.0
-    """Weight of the kept texts when it was found; 0 without any."""
-
-
-@dataclass(frozen=True)
-class Keep:
-    """Texts about each request's subject whose next tokens shall stay, as far as the edit holds all the same.
-
-    Minimise the mean KL on the texts subject to (target's NLL) <= `hold_loss`, by dual ascent: after each step a fact's
-    weight on its texts grows by `rate` where its edit holds and shrinks where it does not. The value is the residual
-    with the smallest KL among those that hold (where none does, the one with the smallest NLL).
-    """
-
-    texts: tuple[tuple[str, ...], ...]
-    """Per request; each text contains the subject."""
-    weight: float = 1.0
-    """At the start, in nats of target likelihood per nat of KL(unedited ‖ edited)."""
-    hold_loss: float = 0.1
-    """An edit holds while its mean negative log-likelihood per target token, in nats, is at most this."""
-    rate: float = 0.2
-    patience: int = 8
-    """Stop a fact that holds and has not got better for this many steps."""
+    """Their weight; 0 without any."""
 
 
 Told = Callable[[int, float], None]

@@ -14,17 +14,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from guardedit.edits.essence import essence_texts
+from guardedit.edits.contrast import guarded_values
 from guardedit.edits.keys import Key
 from guardedit.edits.objective import Fact, make_objective
 from guardedit.edits.rewordings import rewordings
 from guardedit.edits.value_descent import Descent
-from guardedit.edits.value_types import Keep, Told, Value, ValueHparams
+from guardedit.edits.value_types import Told, Value, ValueHparams
 from guardedit.errors import SolveError
 from guardedit.models.handle import ModelHandle, preserved
 from guardedit.records import EditRequest
 
-__all__ = ["Keep", "Value", "ValueHparams", "optimise_value", "optimise_values"]
+__all__ = ["Value", "ValueHparams", "optimise_value", "optimise_values"]
 
 
 def optimise_value(
@@ -53,29 +53,27 @@ def optimise_values(
     hparams: ValueHparams,
     progress: Told | None = None,
     *,
-    keep: Keep | None = None,
     starts: Sequence[Tensor | None] | None = None,
-    seed: int = 0,
 ) -> tuple[Value, ...]:
     """The values of many requests, in their order: each as `optimise_value` finds it, `facts_at_once` in one batch.
 
-    A fact leaves its batch once its own loss is below `stop_loss`. With `keep`, texts about each subject are held;
-    where it is not given and the settings ask for texts, the model writes them (sampled with `seed`). With `starts`, an
-    optimisation begins at a given residual instead of zero, and `warm_contexts` has no say. Errors as `optimise_value`.
+    A fact leaves its batch once its own loss is below `stop_loss`. With `keep_openings`, values are guarded instead
+    (`guardedit.edits.contrast`), for all `steps`. With `starts`, an optimisation begins at a given residual instead of
+    zero, and `warm_contexts` has no say. Errors as `optimise_value`.
     """
     if starts is None and 0 < hparams.warm_contexts < len(contexts):
-        return _warmed(handle, requests, keys, layer, contexts, hparams, progress, keep=keep, seed=seed)
-    if keep is None and hparams.keep_texts:
-        texts = essence_texts(handle, requests, hparams.keep_texts, hparams.keep_length, seed)
-        keep = Keep(texts, hparams.keep_weight, hparams.hold_loss)
+        return _warmed(handle, requests, keys, layer, contexts, hparams, progress)
     bounds = [_bound(handle, key, layer, hparams) for key in keys]
     found: dict[int, Value] = {}
     with preserved(handle), torch.enable_grad():
         for chunk in _chunks(handle, requests, hparams.facts_at_once):
-            facts = [_fact(requests[i], contexts, hparams, keep, i) for i in chunk]
+            facts = [_fact(requests[i], contexts, hparams) for i in chunk]
             first = [starts[i] if starts else None for i in chunk]
-            descent = Descent(hparams, [bounds[i] for i in chunk], keep)
-            values = descent.run(make_objective(handle, facts, layer), first, progress)
+            own = [bounds[i] for i in chunk]
+            if hparams.keep_openings:
+                values = guarded_values(handle, facts, layer, own, hparams, first, progress)
+            else:
+                values = Descent(hparams, own).run(make_objective(handle, facts, layer), first, progress)
             found.update(zip(chunk, values, strict=True))
     return tuple(found[index] for index in range(len(requests)))
 
@@ -88,18 +86,13 @@ def _warmed(
     contexts: Sequence[str],
     hparams: ValueHparams,
     progress: Told | None,
-    *,
-    keep: Keep | None,
-    seed: int,
 ) -> tuple[Value, ...]:
     """Few contexts first: most of the way is the same for all of them, and a step costs as much as there are rows."""
-    cheap = replace(hparams, warm_contexts=0, keep_texts=0)
+    cheap = replace(hparams, warm_contexts=0, keep_openings=0)
     few = contexts[: hparams.warm_contexts]
-    warm = optimise_values(handle, requests, keys, layer, few, cheap, progress, seed=seed)
+    warm = optimise_values(handle, requests, keys, layer, few, cheap, progress)
     starts = [value.residual.to(handle.device, torch.float32) for value in warm]
-    found = optimise_values(
-        handle, requests, keys, layer, contexts, hparams, progress, keep=keep, starts=starts, seed=seed
-    )
+    found = optimise_values(handle, requests, keys, layer, contexts, hparams, progress, starts=starts)
     pairs = zip(warm, found, strict=True)
     return tuple(replace(value, losses=first.losses + value.losses) for first, value in pairs)
 
@@ -112,16 +105,9 @@ def _bound(handle: ModelHandle, key: Key, layer: int, hparams: ValueHparams) -> 
     return bound
 
 
-def _fact(
-    request: EditRequest, contexts: Sequence[str], hparams: ValueHparams, keep: Keep | None, index: int
-) -> Fact:
-    return Fact(
-        request,
-        tuple(contexts),
-        hparams.kl_prompt,
-        rewordings=rewordings(request.prompt) if hparams.reword else (),
-        kept=keep.texts[index] if keep else (),
-    )
+def _fact(request: EditRequest, contexts: Sequence[str], hparams: ValueHparams) -> Fact:
+    words = rewordings(request.prompt) if hparams.reword else ()
+    return Fact(request, tuple(contexts), hparams.kl_prompt, rewordings=words)
 
 
 def _chunks(handle: ModelHandle, requests: Sequence[EditRequest], size: int) -> list[list[int]]:
