@@ -138,12 +138,14 @@ def run(
     }
     shared: dict[str, Any] = {}
     for name, shape in cells:
+        path = state_of(out, name, shape, extras)
+        if path.with_suffix(".json").is_file():
+            continue
         started = time.process_time()
         job = replace(
             jobs(guard, name, out), dataset="counterfact, edit", extras=tuple(extras), whole=whole[shape],
             protocol=SHAPES[shape], remembered=shared, dataset_digest=digest_of([c.case_id for c in cases]),
         )  # fmt: skip
-        path = state_of(out, name, shape, extras)
         found = evaluate(handle, Selection(tuple(cases), chosen.n_seen), job, state=path)
         spent = time.process_time() - started
         document = {**found.as_json(), "row": name, "shape": shape}
