@@ -44,8 +44,8 @@ FAR_TOKENS = {"single": 256, "batch of 10": 512, "batch of 100": 2_048, "sequenc
 """Of control text, each time that it is read: a hundred times for single edits, once for a sequence."""
 JOINT = ("batch of 10", "batch of 100")
 VALUES = (
-    "contexts", "steps", "learning_rate", "clamp_norm_factor", "warm_contexts", "reword", "keep_openings", "keep_turns",
-    "keep_weight", "keep_contrast", "hold_loss", "margin",
+    "contexts", "steps", "learning_rate", "stop_loss", "clamp_norm_factor", "warm_contexts", "reword", "keep_openings",
+    "keep_turns", "keep_weight", "keep_contrast", "hold_loss", "margin",
 )  # fmt: skip
 """Settings that make guarded values what they are."""
 
