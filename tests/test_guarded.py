@@ -73,18 +73,23 @@ def test_what_is_kept_is_the_divergence_of_whole_forward_passes(tiny: ModelHandl
 
 
 @torch.no_grad()
-def test_loss_and_gap_of_a_prompt_are_those_of_whole_forward_passes(tiny: ModelHandle) -> None:
+def test_loss_and_gap_of_a_prompt_are_those_of_a_whole_forward_pass(tiny: ModelHandle) -> None:
     residual = 0.5 * torch.randn(1, tiny.d_model, generator=torch.Generator().manual_seed(3))
-    asked = make_asked(tiny, [Fact(ITALY, ("",), "{} is a")], LAYER)
-    nll, gap = asked.terms(residual)
-    edited = last_logprobs(tiny, ITALY.filled, "The capital of Italy", residual)
-    if asked.target_ids.shape == (1,):
-        assert float(nll[0]) == pytest.approx(-float(edited[asked.target_ids[0]]), rel=1e-3)
-    first = int((asked.rivals >= 0).nonzero()[0])
-    if first == 0:
-        expected = float(edited[asked.target_ids[0]] - edited[asked.rivals[0]])
-        assert float(gap[0]) == pytest.approx(expected, rel=1e-3, abs=1e-3)
-    assert int((asked.rivals >= 0).sum()) == 1
+    nll, gap = make_asked(tiny, [Fact(ITALY, ("",), "{} is a")], LAYER).terms(residual)
+    prompt, new, old = (
+        tokenise(tiny, text).ids for text in (ITALY.filled, f"{ITALY.filled} Paris", f"{ITALY.filled} Rome")
+    )
+    start, at = len(prompt), len(tokenise(tiny, "The capital of Italy").ids) - 1
+    assert new[:start] == prompt == old[:start] and len(new) > start
+    where = torch.zeros(len(new), 1)
+    where[at] = 1.0
+    with patch(tiny, rewrite_hook(LAYER), lambda output: output + where * residual):
+        logprobs = tiny.model(input_ids=torch.tensor([new])).logits[0].double().log_softmax(-1)
+    chosen = [logprobs[position - 1, new[position]] for position in range(start, len(new))]
+    assert float(nll[0]) == pytest.approx(-float(torch.stack(chosen).mean()), rel=1e-3)
+    parting = next(i for i in range(start, len(new)) if new[i] != old[i])
+    expected = logprobs[parting - 1, new[parting]] - logprobs[parting - 1, old[parting]]
+    assert float(gap[0]) == pytest.approx(float(expected), rel=1e-3, abs=1e-3)
 
 
 def test_without_an_old_answer_nothing_is_contrasted(tiny: ModelHandle) -> None:
