@@ -108,7 +108,7 @@ def _values(
     key_for = dict(zip(requests, keys, strict=True))
 
     def find(some: Sequence[EditRequest]) -> tuple[Value, ...]:
-        told, own = _told(inputs, hparams, len(some)), [key_for[request] for request in some]
+        told, own = _told(inputs, hparams, len(some), contexts), [key_for[request] for request in some]
         return optimise_values(handle, some, own, hparams.layer, contexts, hparams, told)
 
     if inputs.values is None:
@@ -154,9 +154,12 @@ def plain_hparams(hparams: LocatedHparams, contexts: Sequence[str], seed: int) -
     }
 
 
-def _told(inputs: SolveInputs, hparams: LocatedHparams, count: int) -> Callable[[int, float], None]:
+def _told(
+    inputs: SolveInputs, hparams: LocatedHparams, count: int, contexts: Sequence[str]
+) -> Callable[[int, float], None]:
     """Progress over batches of facts: a step that is not larger than the last one begins the next batch."""
-    batches = max(1, -(-count // hparams.facts_at_once))
+    passes = 2 if 0 < hparams.warm_contexts < len(contexts) else 1
+    batches = passes * max(1, -(-count // hparams.facts_at_once))
     done, last = -1, -1
 
     def tell(step: int, loss: float) -> None:
