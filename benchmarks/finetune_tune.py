@@ -44,7 +44,7 @@ GRID: dict[str, list[dict[str, Any]]] = {
     "finetune-full": [{"learning_rate": rate} for rate in (1e-5, 3e-6, 3e-5, 1e-6)],
     "lora": [{"learning_rate": rate, "rank": 8} for rate in (3e-4, 1e-4, 1e-3, 3e-5)],
     "finetune-l": [
-        *({"learning_rate": 5e-4, "clamp": clamp} for clamp in (1e-3, 2e-3, 5e-4, 5e-3)),
+        *({"learning_rate": 5e-4, "clamp": clamp} for clamp in (1e-3, 2e-3, 5e-4, 5e-3, 1e-2)),
         {"learning_rate": 5e-4, "clamp": 2e-3, "score_at": "prompt_end", "stop_loss": 0.01},
     ],
     "finetune": [{"learning_rate": rate} for rate in (5e-4, 1e-4, 1e-3)],

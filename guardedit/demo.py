@@ -148,7 +148,7 @@ class Demo:
     def _tell_plan(self, plan: Plan) -> None:
         request = plan.requests[0]
         self._say(
-            f"  {clean(request.filled)}: {clean(request.target_true or '?')} -> {clean(request.target_new)}"
+            f"  {clean(request.asked)}: {clean(request.target_true or '?')} -> {clean(request.target_new)}"
         )
         self._say(f"  gate: [bold]{plan.judgement.outcome}[/]")
         for line in [*findings_lines(plan.judgement, CLOSEST), *disturbed_lines(plan.risk)]:

@@ -10,7 +10,15 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from guardedit.errors import BadRequestError, IntegrityError
 
@@ -90,16 +98,47 @@ class EditRequest(Record):
     """Stems about other subjects of the same relation; must not change."""
     reason: str | None = None
     """Why the edit is wanted, for reviewer and auditor."""
+    context: str | None = None
+    """Where the new fact holds, while it does not elsewhere: "fiction", "hypothesis", "document", or a name of one's
+    own with `in_context` prompts. Only for editors that can keep a fact to a context."""
+    in_context: tuple[str, ...] = ()
+    """Complete prompts in the context, to which the new target is the answer; made from the context when absent."""
+    out_of_context: tuple[str, ...] = ()
+    """Complete prompts outside of it; must not change. The bare prompt and the paraphrases always belong to them."""
 
     @model_validator(mode="after")
     def _understood(self) -> EditRequest:
         _check_request(self)
         return self
 
+    @model_serializer(mode="wrap")
+    def _as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Fields that came later are left out where they are empty: requests on record keep their digests."""
+        found: dict[str, Any] = plain(self)
+        return {name: value for name, value in found.items() if value or name not in _LATER}
+
     @property
     def filled(self) -> str:
         """The prompt with its subject in place."""
         return self.prompt.replace("{}", self.subject)
+
+    @property
+    def wordings(self) -> tuple[str, ...]:
+        """Named prompts to which the new target shall be the answer, the one that is asked first."""
+        return self.in_context if self.context and self.in_context else (self.filled, *self.paraphrases)
+
+    @property
+    def asked(self) -> str:
+        """The prompt by which the edit is judged: the first in its context, else the bare one."""
+        return self.wordings[0]
+
+    @property
+    def elsewhere(self) -> tuple[str, ...]:
+        """Of a fact with a context: prompts about the same fact outside of it, which must not change."""
+        return (self.filled, *self.paraphrases, *self.out_of_context) if self.context else ()
+
+
+_LATER = frozenset({"context", "in_context", "out_of_context"})
 
 
 def _check_request(request: EditRequest) -> None:
@@ -113,6 +152,10 @@ def _check_request(request: EditRequest) -> None:
     for name in ("subject", "target_new"):
         if not getattr(request, name).strip():
             raise BadRequestError(f"{name} is empty; say what it is")
+    if request.context is None and (request.in_context or request.out_of_context):
+        raise BadRequestError("in_context and out_of_context prompts need a context; name one")
+    if request.context is not None and not request.context.strip():
+        raise BadRequestError("context is empty; leave it out for a fact that holds everywhere")
     if request.target_true is not None and not request.target_true.strip():
         raise BadRequestError("target_true is empty; leave it out to have the model asked")
     if request.target_true is not None and request.target_true.strip() == request.target_new.strip():

@@ -17,7 +17,7 @@ SHOWN = 200
 def words_of(request: EditRequest) -> tuple[str, str, str]:
     """Prompt, today's answer, new answer."""
     return (
-        visible(request.filled) + " …",
+        visible(request.asked) + " …",
         visible((request.target_true or "whatever it says").strip(" ")),
         visible(request.target_new.strip(" ")),
     )
@@ -109,7 +109,7 @@ def _row(
     plain: dict[str, Any] = {
         "state": state,
         "subject": request.subject,
-        "prompt": request.filled,
+        "prompt": request.asked,
         "target_true": request.target_true,
         "target_new": request.target_new,
         "relation": request.relation,

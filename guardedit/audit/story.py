@@ -133,9 +133,7 @@ def _asked(audit: AuditReport) -> tuple[str, ...]:
 
 def _one_request(request: EditRequest) -> str:
     instead = f" instead of {quoted(request.target_true)}" if request.target_true else ""
-    return (
-        f"After {quoted(request.filled + ' …')}, the model shall say {quoted(request.target_new)}{instead}."
-    )
+    return f"After {quoted(request.asked + ' …')}, the model shall say {quoted(request.target_new)}{instead}."
 
 
 def _others(audit: AuditReport) -> tuple[str, ...]:

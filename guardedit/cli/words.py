@@ -130,7 +130,7 @@ def plan_text(plan: Plan) -> str:
 def _request_lines(plan: Plan, n: int = 10) -> list[str]:
     """What is to change, and of many requests which are left out."""
     lines = [
-        f"  {clean(request.filled)}: {clean(request.target_true or '?')} -> {clean(request.target_new)}"
+        f"  {clean(request.asked)}: {clean(request.target_true or '?')} -> {clean(request.target_new)}"
         for request in plan.requests[:n]
     ]
     lines += [f"  … and {len(plan.requests) - n} more requests"] if len(plan.requests) > n else []

@@ -209,9 +209,9 @@ def _scoped(requests: Sequence[EditRequest], prompts: Sequence[ProbePrompts]) ->
     """Prompts by scope; a prompt belongs to the first scope that names it, target before all others."""
     found: dict[str, list[str]] = {name: [] for name in PROMPT_SCOPES}
     for request, probe in zip(requests, prompts, strict=True):
-        found["target"] += [request.filled, *request.paraphrases, *probe.target]
+        found["target"] += [*request.wordings, *probe.target]
         found["entailed"] += probe.entailed
-        found["subject"] += probe.subject
+        found["subject"] += [*request.elsewhere, *probe.subject]
         found["near"] += probe.near
     taken: set[str] = set()
     for name in PROMPT_SCOPES:
@@ -227,7 +227,7 @@ def _distractors(
     allowed = set(near)
     pairs: dict[str, str] = {}
     for request, probe in zip(requests, prompts, strict=True):
-        sentence = f"{request.filled} {request.target_new.strip()}."
+        sentence = f"{request.asked} {request.target_new.strip()}."
         pairs |= {f"{sentence} {text}": text for text in probe.near if text in allowed}
     everything = list(pairs.items())
     step = max(1, len(everything) // MAX_DISTRACTORS)
@@ -240,8 +240,8 @@ def _targets(
     targets = []
     for request, probe in zip(requests, prompts, strict=True):
         old = request.target_true or top_answer(handle, request.filled)
-        wordings = dict.fromkeys((request.filled, *request.paraphrases, *probe.target))
-        targets += [Target(text, request.target_new, old, text != request.filled) for text in wordings]
+        wordings = dict.fromkeys((*request.wordings, *probe.target))
+        targets += [Target(text, request.target_new, old, text != request.asked) for text in wordings]
     return tuple(targets)
 
 

@@ -35,6 +35,8 @@ class Editor:
     summary: str
     joint: bool = False
     """Solves many requests as one delta; others take one request at a time."""
+    in_context: bool = False
+    """Keeps a fact to the request's context; others change it everywhere, and take no request with a context."""
 
 
 EDITORS: dict[str, Editor] = {

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from guardedit.drift.probes import top_answer
 from guardedit.editors import EDITORS
 from guardedit.edits.batches import require_consistent
+from guardedit.edits.context_texts import asked_openings, kinds
 from guardedit.errors import BadRequestError
 from guardedit.models.handle import ModelHandle
 from guardedit.pipeline.kit import require_editor
@@ -39,6 +40,7 @@ def complete(handle: ModelHandle, request: EditRequest) -> EditRequest:
 
     Raises BadRequestError where the model says the new target already.
     """
+    request = _in_its_context(request)
     if request.target_true is not None:
         return request
     answer, wanted = top_answer(handle, request.filled), request.target_new.strip()
@@ -48,6 +50,14 @@ def complete(handle: ModelHandle, request: EditRequest) -> EditRequest:
             f"the model already answers {wanted!r} to {request.filled!r}; name target_true if you mean to strengthen it"
         )
     return request.model_copy(update={"target_true": answer})
+
+
+def _in_its_context(request: EditRequest) -> EditRequest:
+    """A request with a context of a shipped kind, with prompts in it where it names none."""
+    if request.context not in kinds() or request.in_context:
+        return request
+    prompts = tuple(opening + request.filled for opening in asked_openings(str(request.context)))
+    return request.model_copy(update={"in_context": prompts})
 
 
 def settle_first(workspace: Workspace) -> None:
@@ -78,4 +88,22 @@ def require_plannable(editor: str, requests: Sequence[EditRequest]) -> None:
             f"{editor} edits one fact at a time, got {len(requests)}; plan them one by one (`--each`), or together "
             f"with one of {joint}"
         )
+    for request in requests:
+        _require_same_scope(editor, request)
     require_consistent(requests)
+
+
+def _require_same_scope(editor: str, request: EditRequest) -> None:
+    """Raise BadRequestError where a fact of one context would be changed everywhere, or the reverse."""
+    if (request.context is not None) == EDITORS[editor].in_context:
+        return
+    able = ", ".join(sorted(name for name, one in EDITORS.items() if one.in_context))
+    if request.context is None:
+        raise BadRequestError(
+            f"{editor} keeps a fact to a context, and the request about {request.subject!r} names none; name one, or "
+            "take another editor to change the fact everywhere"
+        )
+    raise BadRequestError(
+        f"{editor} would change the fact about {request.subject!r} everywhere, and the request keeps it to the context "
+        f"{request.context!r}; plan it with --editor {able or 'contextual'}, or leave the context out"
+    )

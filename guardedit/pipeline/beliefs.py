@@ -28,7 +28,7 @@ def believed(handle: ModelHandle, requests: Sequence[EditRequest]) -> tuple[Beli
         (request, target) for request in requests
         for target in (request.target_new, request.target_true) if target
     ]  # fmt: skip
-    scored = iter(handle.token_logprobs([r.filled for r, _ in named], [target for _, target in named]))
+    scored = iter(handle.token_logprobs([r.asked for r, _ in named], [target for _, target in named]))
     found = []
     for request in requests:
         new = next(scored)

@@ -41,7 +41,7 @@ def shared(sizes: ProbeSizes, n_requests: int) -> ProbeSizes:
 
 def own_prompt(request: EditRequest) -> Probes:
     """The request's own prompt and the wordings that it names, and nothing around it."""
-    nothing = Probes((request.filled, *request.paraphrases), (), (), (), "none looked for")
+    nothing = Probes(request.wordings, (), (), (), "none looked for")
     return noted(request, nothing)
 
 

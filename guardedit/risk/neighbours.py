@@ -95,14 +95,15 @@ def unfiltered_probes(
     """
     found = match(request)
     near = near or near_probes(handle, request, sizes.near, seed)
-    extra = 0 if len(request.same_subject) >= sizes.subject else SPARE
+    named = (*request.elsewhere, *request.same_subject)
+    extra = 0 if len(named) >= sizes.subject else SPARE
     probes = Probes(
         target=(
-            request.filled,
-            *_filled_up(request.paraphrases, lambda: _in_context(request), sizes.target - 1),
+            request.asked,
+            *_filled_up(request.wordings[1:], lambda: _in_context(request), sizes.target - 1),
         ),
         entailed=_filled_up(request.entailed, lambda: _entailed(request, found), sizes.entailed),
-        subject=_filled_up(request.same_subject, lambda: turns(stem_rounds(request)), sizes.subject + extra),
+        subject=_filled_up(named, lambda: turns(stem_rounds(request)), sizes.subject + extra),
         near=near.probes,
         origin=near.origin,
     )
@@ -142,9 +143,9 @@ def noted(request: EditRequest, probes: Probes) -> Probes:
     """The probes with a note on how many prompts were named and how many made."""
     nothing = "" if probes.entailed else " (none named, and no rule for this relation)"
     note = (
-        f"target: {len(probes.target)} prompts, {1 + len(request.paraphrases)} named; "
+        f"target: {len(probes.target)} prompts, {len(request.wordings)} named; "
         f"entailed: {len(probes.entailed)}, {len(request.entailed)} named{nothing}; "
-        f"subject: {len(probes.subject)}, {len(request.same_subject)} named; "
+        f"subject: {len(probes.subject)}, {len(request.elsewhere) + len(request.same_subject)} named; "
         f"near: {len(probes.near)}, {len(request.neighborhood)} named, {probes.origin}"
     )
     return replace(probes, note=note)
@@ -164,7 +165,7 @@ def _filled_up(named: tuple[str, ...], generated: Callable[[], Iterator[str]], n
 
 def _in_context(request: EditRequest) -> Iterator[str]:
     """The request's own prompt behind short neutral openings."""
-    return (behind(prefix, request.filled, request.subject) for prefix in stems()["contexts"])
+    return (behind(prefix, request.asked, request.subject) for prefix in stems()["contexts"])
 
 
 def _entailed(request: EditRequest, found: Match | None) -> Iterator[str]:

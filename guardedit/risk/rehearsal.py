@@ -100,7 +100,7 @@ class RehearsalView:
             for target in (request.target_new, request.target_true)
             if target is not None
         ]
-        handle, prompts = self.context.handle, [self.requests[index].filled for index, _ in asked]
+        handle, prompts = self.context.handle, [self.requests[index].asked for index, _ in asked]
         with rehearsed(handle, self.delta):
             found = handle.token_logprobs(prompts, [target for _, target in asked])
         return {one: float(logprobs.double().sum().exp()) for one, logprobs in zip(asked, found, strict=True)}
@@ -120,7 +120,7 @@ def _without_own_relation(
     found: Sequence[Compared], request: EditRequest, answers: frozenset[int], size: int
 ) -> list[Compared]:
     """Drop generated same-subject prompts that the unedited model answers with old or new target, then the spare."""
-    named = set(request.same_subject)
+    named = {*request.elsewhere, *request.same_subject}
     subject = [
         one
         for one in found
@@ -183,7 +183,7 @@ def rehearsed_p_old(view: RehearsalView) -> Measured:
         if request.target_true is not None:
             values.append(view.probabilities[index, request.target_true])
         else:
-            values += [one.p_after for one in view.compared[index] if one.prompt == request.filled]
+            values += [one.p_after for one in view.compared[index] if one.prompt == request.asked]
     return _extreme(max, values)
 
 

@@ -1,0 +1,150 @@
+"""Prompts that stand in a context and prompts that do not: what a gate learns to tell apart.
+
+The shipped bank (assets/probes/contexts.json) has, for each kind of context, openings put together from frames, nouns
+and invented names, and plain sentences beside them. Facts behind the openings come from the shipped table of relations
+and never state an edit's new answer.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from guardedit.errors import BadRequestError
+from guardedit.models.control import relations
+from guardedit.models.handle import ModelHandle
+from guardedit.records import EditRequest
+
+PLAIN = "plain"
+"""What stands in no context."""
+BARE, BESIDE, CHAT = 0.25, 0.2, 0.25
+"""Shares: plain prompts with nothing in front, prompts with a plain sentence beside the context, chat turns."""
+FEWEST = 6
+"""Prompts of its own that a context of no shipped kind needs: with fewer there is nothing to hold out."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt for a gate to learn from."""
+
+    text: str
+    inside: bool
+    """It stands in the context."""
+    group: str
+    """Wording that it is made of; held out as a whole."""
+
+
+def kinds() -> tuple[str, ...]:
+    """Kinds of context in the shipped bank."""
+    return tuple(_bank()["kinds"])
+
+
+def opening(kind: str, rng: random.Random) -> tuple[str, str]:
+    """An opening of a kind, or a plain sentence, and the wording that it is made of."""
+    bank = _bank()
+    if kind == PLAIN:
+        found = "" if rng.random() < BARE else rng.choice(bank["plain"])
+        return found, f"{PLAIN} {found}"
+    about = bank["kinds"][kind]
+    if "parts" in about and rng.random() < 1 - 1 / len(about["parts"]):
+        first, second, third = (rng.choice(part) for part in about["parts"])
+        return f"{first} {second}{third}", f"{kind} {first}"
+    frame = rng.choice(about.get("frames", about.get("more")))
+    noun = rng.choice(about["nouns"]) if "{n}" in frame else ""
+    return frame.replace("{n}", noun).replace("{name}", rng.choice(bank["names"])), f"{kind} {frame}"
+
+
+def asked_openings(kind: str) -> tuple[str, ...]:
+    """Openings of a kind that no gate is trained on: an edit's own prompt is asked for behind them."""
+    bank = _bank()
+    names = bank["names"]
+    texts = bank["kinds"][kind]["asked"]
+    return tuple(text.replace("{name}", names[i % len(names)]) for i, text in enumerate(texts))
+
+
+def openings_of(request: EditRequest, count: int, seed: int) -> tuple[str, ...]:
+    """Openings to find an edit's key and value behind: what stands before the bare prompt in its own `in_context`
+    prompts, else openings of its kind."""
+    own = [text.removesuffix(request.filled) for text in request.in_context if text.endswith(request.filled)]
+    if request.context not in kinds():
+        return tuple(own[:count])
+    rng = random.Random(f"{seed} {request.context} openings")
+    return tuple(opening(str(request.context), rng)[0] for _ in range(count))
+
+
+def require_context(request: EditRequest) -> None:
+    """Raise BadRequestError unless the request names a context that a gate can be made for."""
+    if request.context is None:
+        raise BadRequestError(
+            f"the request about {request.subject!r} names no context; give one of {', '.join(kinds())}, or a name of "
+            f"your own with {FEWEST} in_context prompts or more"
+        )
+    if request.context not in kinds() and len(set(request.in_context)) < FEWEST:
+        raise BadRequestError(
+            f"the context {request.context!r} is none of {', '.join(kinds())} and has "
+            f"{len(set(request.in_context))} in_context prompts; a gate for it needs {FEWEST} or more"
+        )
+
+
+def examples(handle: ModelHandle, request: EditRequest, count: int, seed: int) -> list[Example]:
+    """Some `count` prompts, a third of them inside the request's context where it is of a shipped kind.
+
+    Outside are plain prompts, every other kind's, and the request's own `out_of_context`. Deterministic.
+    """
+    require_context(request)
+    rng = random.Random(f"{seed} {request.context}")
+    stems = _stems()
+    inside = request.context if request.context in kinds() else None
+    made = []
+    for number in range(count if inside else count * 2 // 3):
+        kind = _kind_of(number, inside)
+        before, group = opening(kind, rng)
+        made.append(Example(_told(handle, before, rng.choice(stems), rng), kind == inside, group))
+    own = [(text, True) for text in request.in_context] + [(text, False) for text in request.out_of_context]
+    made += [Example(text, within, f"own {text}") for text, within in own]
+    if inside is None:
+        made += _varied(handle, request, count - len(made), rng)
+    rng.shuffle(made)
+    return made
+
+
+def _kind_of(number: int, inside: str | None) -> str:
+    """Every third one inside; of the others, every second plain."""
+    others = [kind for kind in kinds() if kind != inside]
+    if inside is not None and number % 3 == 0:
+        return inside
+    return PLAIN if number % 2 else others[number // 2 % len(others)]
+
+
+def _varied(handle: ModelHandle, request: EditRequest, count: int, rng: random.Random) -> list[Example]:
+    """Prompts about other facts behind the openings of the request's own ones."""
+    own = [text.removesuffix(request.filled) for text in request.in_context if text.endswith(request.filled)]
+    stems = _stems()
+    chosen = [rng.choice(own) for _ in range(max(count, 0))] if own else []
+    return [Example(_told(handle, text, rng.choice(stems), rng), True, f"own {text}") for text in chosen]
+
+
+def _told(handle: ModelHandle, before: str, stem: str, rng: random.Random) -> str:
+    """Opening and stem; now and then with a plain sentence beside, or as a turn of a chat."""
+    if rng.random() < BESIDE:
+        sentences = [text for text in _bank()["plain"] if text.rstrip().endswith(".")]
+        before = f"{rng.choice(sentences)}{before}"
+    text = before + stem
+    return handle.chat(text) if handle.tokenizer.chat_template and rng.random() < CHAT else text
+
+
+def _stems() -> list[str]:
+    """Every shipped stem about every shipped subject."""
+    rows = relations()
+    return [
+        stem.replace("{}", subject) for row in rows for stem in row["prompts"] for subject in row["pairs"]
+    ]
+
+
+def _bank() -> dict[str, Any]:
+    path = files("guardedit") / "assets" / "probes" / "contexts.json"
+    loaded: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return loaded
