@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from guardedit.errors import BadRequestError
-from guardedit.models import hooks
+from guardedit.models import hooks, partial
 from guardedit.models.handle import ModelHandle
 
 TEXTS = ["The capital of France is Paris.", "Alan Turing was born in London. He was"]
@@ -150,7 +150,7 @@ def test_a_skipped_block_cannot_be_recorded(tiny: ModelHandle) -> None:
 def test_the_last_position_needs_no_other_from_the_last_mlp(every_family: ModelHandle) -> None:
     ids, mask = batch_of(every_family, TEXTS[:1])
     whole, out = every_family.hidden(ids, mask), f"blocks.{every_family.n_layers - 1}.hook_mlp_out"
-    with hooks.last_position_only(every_family), hooks.record(every_family, [out]) as seen:
+    with partial.last_position_only(every_family), hooks.record(every_family, [out]) as seen:
         part = every_family.hidden(ids, mask)
     torch.testing.assert_close(part[:, -1], whole[:, -1], rtol=1e-5, atol=1e-5)
     assert bool((seen[out][:, :-1] == 0).all()) and bool((seen[out][:, -1] != 0).any())

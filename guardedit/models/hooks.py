@@ -24,7 +24,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from guardedit.errors import BadRequestError
@@ -36,7 +35,7 @@ Replace = Callable[[Tensor], Tensor]
 
 # In the order in which a block computes them. In parallel blocks (GPT-J, GPT-NeoX) attention and MLP do not depend on
 # each other; attention comes first there too.
-_POINTS = (
+POINTS = (
     "hook_resid_pre",
     "hook_attn_out",
     "mlp.hook_post",
@@ -63,17 +62,17 @@ class HookPoint:
     def parse(cls, hook_name: str, n_layers: int) -> HookPoint:
         """Read a canonical hook name; raises BadRequestError for an unknown point or layer."""
         match = _PATTERN.fullmatch(hook_name)
-        if match is None or match[2] not in _POINTS:
-            allowed = ", ".join(f"blocks.{{L}}.{point}" for point in _POINTS)
+        if match is None or match[2] not in POINTS:
+            allowed = ", ".join(f"blocks.{{L}}.{point}" for point in POINTS)
             raise BadRequestError(f"unknown hook name {hook_name!r}; use one of {allowed}")
         if int(match[1]) >= n_layers:
             raise BadRequestError(f"{hook_name!r}: the model has layers 0 to {n_layers - 1}")
-        return cls(int(match[1]), _POINTS.index(match[2]))
+        return cls(int(match[1]), POINTS.index(match[2]))
 
     @property
     def point(self) -> str:
         """The name inside the block, `mlp.hook_post` for one."""
-        return _POINTS[self.rank]
+        return POINTS[self.rank]
 
 
 def key_hook(layer: int) -> str:
@@ -119,7 +118,7 @@ def record(
 
     with ExitStack() as stack:
         for name, point in points.items():
-            stack.callback(_attach(handle, point, watcher(name)).remove)
+            stack.callback(attach(handle, point, watcher(name)).remove)
         try:
             yield seen
         except StopForward as raised:
@@ -146,7 +145,7 @@ def patch(handle: ModelHandle, hook_name: str, fn: Replace) -> Iterator[None]:
             )
         return result.to(activation.device)
 
-    hook = _attach(handle, point, replace)
+    hook = attach(handle, point, replace)
     try:
         yield
     finally:
@@ -160,32 +159,11 @@ def patch_embedding(handle: ModelHandle, fn: Replace) -> Iterator[None]:
     What a family adds or scales after it (learned positions, a norm) comes on top. `fn` returns a new tensor.
     """
     module = handle.model.get_submodule(handle.architecture.embedding)
-    hook = module.register_forward_hook(_on_output(fn))
+    hook = module.register_forward_hook(on_output(fn))
     try:
         yield
     finally:
         hook.remove()
-
-
-@contextmanager
-def last_position_only(handle: ModelHandle) -> Iterator[None]:
-    """Let the last block's MLP compute each row's last position alone and put out zeros elsewhere.
-
-    For passes of which the last position is all that is read: behind the last block no position looks at another.
-    Hooks that are entered later see the zeros.
-    """
-    mlp = handle.block(handle.n_layers - 1).get_submodule(handle.architecture.mlp)
-    before: list[int] = []
-
-    def cut(activation: Tensor) -> Tensor:
-        before[:] = [activation.shape[1] - 1]
-        return activation[:, -1:]
-
-    with ExitStack() as stack:
-        stack.callback(mlp.register_forward_pre_hook(_on_input(cut), with_kwargs=True).remove)
-        pad = _on_output(lambda output: nn.functional.pad(output, (0, 0, before[0], 0)))
-        stack.callback(mlp.register_forward_hook(pad).remove)
-        yield
 
 
 @dataclass(frozen=True)
@@ -207,7 +185,7 @@ def resume(handle: ModelHandle, layer: int, hidden: Tensor) -> Iterator[None]:
     """
     HookPoint.parse(f"blocks.{layer}.hook_resid_pre", handle.n_layers)
     skipped = [handle.block(index) for index in range(layer)]
-    if any(isinstance(vars(block).get("forward"), _Skip) for block in skipped):
+    if any(is_skipped(block) for block in skipped):
         raise BadRequestError("resume cannot be nested in another resume")
     with ExitStack() as stack:
         for block in skipped:
@@ -215,31 +193,6 @@ def resume(handle: ModelHandle, layer: int, hidden: Tensor) -> Iterator[None]:
             vars(block)["forward"] = _Skip(handle.architecture.returns_tuple)
         stack.enter_context(patch(handle, f"blocks.{layer}.hook_resid_pre", lambda _: hidden))
         yield
-
-
-@contextmanager
-def only_from(handle: ModelHandle, start: int, layer: int) -> Iterator[None]:
-    """Let hooks that were entered before, at block `layer` and above, see only the positions from `start` on.
-
-    What they make of those goes on behind what stands before. Hooks that are entered later see whole rows.
-    """
-    with ExitStack() as stack:
-        for index in range(layer, handle.n_layers) if start else ():
-            for rank in range(len(_POINTS)):
-                cut, join = _cut_and_join(start)
-                stack.callback(_attach(handle, HookPoint(index, rank), cut, first=True).remove)
-                stack.callback(_attach(handle, HookPoint(index, rank), join).remove)
-        yield
-
-
-def _cut_and_join(start: int) -> tuple[Replace, Replace]:
-    held: list[Tensor] = []
-
-    def cut(activation: Tensor) -> Tensor:
-        held[:] = [activation[:, :start]]
-        return activation[:, start:]
-
-    return cut, lambda rest: torch.cat([*held, rest], 1)
 
 
 def _put_back(block: nn.Module, forward: Any) -> None:
@@ -250,7 +203,7 @@ def _put_back(block: nn.Module, forward: Any) -> None:
         vars(block)["forward"] = forward
 
 
-def _module(handle: ModelHandle, point: HookPoint) -> nn.Module:
+def module_at(handle: ModelHandle, point: HookPoint) -> nn.Module:
     """The module whose input or output is the activation."""
     row, block = handle.architecture, handle.block(point.layer)
     paths = {
@@ -263,15 +216,27 @@ def _module(handle: ModelHandle, point: HookPoint) -> nn.Module:
     return block if path is None else block.get_submodule(path)
 
 
-def _attach(handle: ModelHandle, point: HookPoint, fn: Replace, *, first: bool = False) -> Any:
+def is_input(point: HookPoint) -> bool:
+    """Whether the activation is what `module_at` is given, not what it puts out."""
+    return point.point in _INPUTS
+
+
+def is_skipped(module: nn.Module) -> bool:
+    """Whether `resume` lets the module hand its input on, so that its activations do not exist."""
+    return isinstance(vars(module).get("forward"), _Skip)
+
+
+def attach(handle: ModelHandle, point: HookPoint, fn: Replace, *, first: bool = False) -> Any:
     """Register `fn` at the point, behind all others or before them, and return torch's removable handle."""
-    module = _module(handle, point)
-    if point.point in _INPUTS:
-        return module.register_forward_pre_hook(_on_input(fn), prepend=first, with_kwargs=True)
-    return module.register_forward_hook(_on_output(fn), prepend=first)
+    module = module_at(handle, point)
+    if is_input(point):
+        return module.register_forward_pre_hook(on_input(fn), prepend=first, with_kwargs=True)
+    return module.register_forward_hook(on_output(fn), prepend=first)
 
 
-def _on_input(fn: Replace) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
+def on_input(fn: Replace) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
+    """A forward pre-hook that hands `fn` what the module is given."""
+
     def hook(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -283,7 +248,9 @@ def _on_input(fn: Replace) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any
     return hook
 
 
-def _on_output(fn: Replace) -> Callable[..., Any]:
+def on_output(fn: Replace) -> Callable[..., Any]:
+    """A forward hook that hands `fn` what the module puts out."""
+
     def hook(module: nn.Module, _: Any, output: Any) -> Any:
         _refuse_skipped(module)
         # Attention modules return (output, weights); blocks and MLPs return a tensor.
@@ -293,7 +260,7 @@ def _on_output(fn: Replace) -> Callable[..., Any]:
 
 
 def _refuse_skipped(module: nn.Module) -> None:
-    if isinstance(vars(module).get("forward"), _Skip):
+    if is_skipped(module):
         raise BadRequestError(
             "this block is skipped by resume(): its activations do not exist in this forward pass"
         )

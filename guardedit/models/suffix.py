@@ -2,7 +2,8 @@
 
 A change made at one token cannot reach earlier tokens (attention is causal), so an optimisation over that change
 needs the tokens before it once, and the layers below it once. Where a family's keys and values do not say all about
-the tokens before (`prefix_cache` in its row), those tokens run again each time, with the same results.
+the tokens before (`prefix_cache` in its row), those tokens run again each time, with the same results. So they do with
+an activation edit installed: its gate may be decided by what stands behind the split.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from torch import Tensor
 
 from guardedit.errors import BadRequestError
 from guardedit.models.handle import ModelHandle
-from guardedit.models.hooks import only_from, record, resume
+from guardedit.models.hooks import record, resume
+from guardedit.models.installed import edits_of, whole_from
+from guardedit.models.partial import only_from
 from guardedit.models.tokens import pad_id, position_ids
 
 
@@ -83,8 +86,10 @@ def split_rows(
 ) -> Suffix:
     """Prepare token rows, each split before index `splits[i]`, for repeated runs from block `layer` on.
 
-    A split of 0 leaves the row whole. Position 0 of each row of the result is its token `splits[i]`.
+    A split of 0 leaves the row whole. Position 0 of each row of the result is its token `splits[i]`. With activation
+    edits installed, runs start lower where one of them would else miss what it reads.
     """
+    layer = whole_from(handle, layer)
     prefix, prefix_mask = _pad(
         handle, [list(row[:at]) for row, at in zip(rows, splits, strict=True)], left=True
     )
@@ -94,7 +99,8 @@ def split_rows(
     # Padding behind a late split would else stand beyond a learned position embedding.
     positions = positions.clamp(max=handle.context_length - 1)
     full_mask = torch.cat([prefix_mask, mask], 1)
-    again = prefix[:, :0] if handle.architecture.prefix_cache else prefix
+    remembers = handle.architecture.prefix_cache and not edits_of(handle)
+    again = prefix[:, :0] if remembers else prefix
     name = f"blocks.{layer}.hook_resid_pre"
     with torch.no_grad():
         past = past_of(handle, prefix, prefix_mask) if prefix.shape[1] > again.shape[1] else ()

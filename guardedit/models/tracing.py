@@ -24,7 +24,8 @@ from torch import Tensor
 from guardedit.errors import BadRequestError
 from guardedit.models.corrupting import KINDS, Fact, Runs, TraceSettings, embedding_std, p_answer, runs_of
 from guardedit.models.handle import ModelHandle, preserved
-from guardedit.models.hooks import Replace, last_position_only, patch, record, resume
+from guardedit.models.hooks import Replace, patch, record, resume
+from guardedit.models.partial import last_position_only
 from guardedit.models.restorations import (
     WINDOWED,
     Restoration,

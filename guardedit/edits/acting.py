@@ -1,0 +1,171 @@
+"""An activation edit at work in one forward pass: its gate is settled once, then its rule picks positions.
+
+Nothing is computed for rows that cannot be moved, and an activation that is not moved is handed on as the same object.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from guardedit.edits.activation_parts import Gate, KeyMatch, Move, TokenMatch
+from guardedit.errors import BadRequestError
+from guardedit.models.hooks import HookPoint
+from guardedit.models.passes import Held, Pass
+from guardedit.models.turns import ends_of
+
+if TYPE_CHECKING:
+    from guardedit.edits.activations import ActivationChange
+
+
+class Acting:
+    """An installed edit: begins anew in every pass."""
+
+    def __init__(self, change: ActivationChange) -> None:
+        self.change = change
+        self.parameter, self.data = change.parameter, change.data
+        self.looks_at, self.acts_at = change.looks_at, change.acts_at
+
+    def begin(self, facts: Pass) -> InPass:
+        """The edit in one pass."""
+        return InPass(self.change, self.parameter, facts)
+
+
+class InPass:
+    """One edit in one pass."""
+
+    def __init__(self, change: ActivationChange, name: str, facts: Pass) -> None:
+        self._change, self._name, self._facts = change, name, facts
+        self._where: Bool[Tensor, "rows seq"] | None = None
+        """Positions that the rule picks; None for all."""
+        self._fires: Bool[Tensor, "rows _"] | None = None
+        """Rows, or positions, whose gate fires; None for all."""
+        self._decision: Held | None = None
+        self.settled = self.silent = False
+        self._begin()
+
+    def _begin(self) -> None:
+        """What follows from the tokens alone."""
+        change, facts = self._change, self._facts
+        if isinstance(change.where, TokenMatch):
+            self._where = self._tokens(change.where)
+            self.silent = self._where is None
+        if change.gate is None:
+            self.settled = True
+        elif self.silent:
+            self.settled = True
+            if facts.decides is not None:
+                self._decision = Held(torch.zeros_like(facts.ids[:, 0], dtype=torch.bool), False)
+        elif facts.decides is None:
+            self.settled = True
+            held = facts.held_for(self._name)
+            self.silent = held is None
+            self._fires = None if held is None else held[:, None]
+
+    def _tokens(self, where: TokenMatch) -> Tensor | None:
+        """Positions where a sequence ends; None where there is none: an answer's tokens match nothing."""
+        if self._facts.decides is None:
+            return None
+        found = ends_of(self._facts.ids, where.sequences) & self._facts.decides
+        return found if bool(found.any()) else None
+
+    def look(self, point: HookPoint, activation: Float[Tensor, "rows seq d"], given: Tensor) -> None:
+        """Settle the gate, or find the positions whose key matches; the key comes last."""
+        gate, where = self._change.gate, self._change.where
+        if gate is not None and not self.settled and point == self._change.looks_at[0]:
+            self._settle(gate, activation)
+        if isinstance(where, KeyMatch) and point == self._change.looks_at[-1] and not self.silent:
+            self._match(where, given)
+
+    def _settle(self, gate: Gate, activation: Tensor) -> None:
+        """Each row's decision, or each segment's where a row has several."""
+        facts, rows = self._facts, self._rows_asked()
+        picked = slice(None) if rows is None else rows
+        fires = torch.zeros_like(facts.ids, dtype=torch.bool) if rows is not None else None
+        found = decide(gate, activation[picked], facts, self._name, picked)
+        if fires is not None:
+            fires[picked] = found
+            found = fires
+        self.settled, self._fires = True, found
+        self._decision = Held.of(found[:, -1])
+        self.silent = not bool(found.any())
+
+    def _rows_asked(self) -> Tensor | None:
+        """Rows with a position to move; None for all of them."""
+        if self._where is None:
+            return None
+        rows = self._where.any(1)
+        return None if bool(rows.all()) else rows.nonzero()[:, 0]
+
+    def _match(self, where: KeyMatch, key: Float[Tensor, "rows seq d_in"]) -> None:
+        rows = slice(None) if self._fires is None else self._fires.any(1).to(key.device)
+        wide = torch.promote_types(key.dtype, torch.float32)
+        found = torch.zeros(key.shape[:2], dtype=torch.bool, device=key.device)
+        found[rows] = key[rows].detach().to(wide) @ where.read_out.to(key.device, wide) >= where.least
+        self._where, self.silent = found, not bool(found.any())
+
+    def act(self, activation: Float[Tensor, "rows seq d"], given: Tensor) -> Float[Tensor, "rows seq d"]:
+        """The activation with the picked positions moved; the same object where there are none."""
+        if not self.settled:
+            raise BadRequestError(
+                f"the gate of {self._name} was not reached in this forward pass; run it from block "
+                f"{self._change.lowest_layer} or below"
+            )
+        if self.silent:
+            return activation
+        device = activation.device
+        moved = self._facts.real.to(device)
+        for mask in (self._where, self._fires):
+            moved = moved if mask is None else moved & mask.to(device)
+        at = moved.nonzero(as_tuple=True)
+        if not len(at[0]):
+            return activation
+        return activation.index_put(at, self._moved(activation[at], given, at))
+
+    def _moved(
+        self, activation: Float[Tensor, "n d"], given: Tensor, at: tuple[Tensor, ...]
+    ) -> Float[Tensor, "n d"]:
+        action = self._change.action
+        if isinstance(action, Move):
+            return activation + action.update.move(given[at]).to(activation.device)
+        wide = torch.promote_types(activation.dtype, torch.float32)
+        pushed = action.beta * activation.to(wide) + action.direction.to(activation.device, wide)
+        return pushed.to(activation.dtype)
+
+    def decision(self) -> Held | None:
+        """What to remember beside the cache; None where the pass decided nothing."""
+        return self._decision
+
+
+def decide(
+    gate: Gate, activation: Float[Tensor, "rows seq d"], facts: Pass, name: str, rows: Tensor | slice
+) -> Bool[Tensor, "rows seq"]:
+    """Where a gate fires, by segment; a segment without a deciding position keeps what stands before it.
+
+    activation: that of the pass's `rows`.
+    """
+    ids = facts.ids[rows]
+    decides = facts.decides[rows].to(activation.device) if facts.decides is not None else ids >= 0
+    segments = torch.zeros_like(ids) if facts.segments is None else facts.segments[rows]
+    segments = segments.to(activation.device)
+    n_segments = 1 if facts.segments is None else int(segments.max()) + 1
+    acts = gate.latent_acts(activation.detach()).masked_fill(~decides[..., None], -torch.inf)
+    where = segments[..., None].expand_as(acts)
+    pooled = acts.new_full((len(ids), n_segments, acts.shape[-1]), -torch.inf)
+    pooled = pooled.scatter_reduce(1, where, acts, "amax")
+    known = torch.zeros(len(ids), n_segments, dtype=torch.long, device=decides.device)
+    known = known.scatter_reduce(1, segments, decides.long(), "amax").bool()
+    fires = gate.logit(pooled.masked_fill(~known[..., None], 0.0)) >= gate.limit
+    held = facts.held_for(name)
+    before = torch.zeros(len(ids), dtype=torch.bool, device=fires.device) if held is None else held[rows]
+    return _carried(fires, known, before.to(fires.device)).gather(1, segments).to(facts.ids.device)
+
+
+def _carried(fires: Tensor, known: Tensor, before: Tensor) -> Bool[Tensor, "rows segments"]:
+    """Each segment's decision, or that of the last one before it that has one; `before` all of them is what is held."""
+    steps = torch.arange(1, fires.shape[1] + 1, device=fires.device)
+    last = torch.where(known, steps, 0).cummax(1).values
+    return torch.cat([before[:, None], fires], 1).gather(1, last)
