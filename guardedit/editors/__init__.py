@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from guardedit.editors.alphaedit import AlphaEditHparams, solve_alphaedit
+from guardedit.editors.contextual import ContextualHparams, solve_contextual
 from guardedit.editors.emmet import EmmetHparams, solve_emmet
 from guardedit.editors.finetune import FinetuneHparams, FinetuneLHparams, solve_finetune
 from guardedit.editors.full_finetune import FullFinetuneHparams, solve_full_finetune
@@ -59,5 +60,11 @@ EDITORS: dict[str, Editor] = {
         FinetuneLHparams, solve_finetune, "FT-L: the same, no entry by more than a clamp", joint=True
     ),
     "finetune-full": Editor(FullFinetuneHparams, solve_full_finetune, "descent on all weights", joint=True),
+    "contextual": Editor(
+        ContextualHparams,
+        solve_contextual,
+        "rome's update as an activation edit: only where a gate finds the request's context",
+        in_context=True,
+    ),
     "lora": Editor(LoraHparams, solve_lora, "low-rank adapters by peft, exported as weights", joint=True),
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from guardedit.edits.activation_parts import Gate, KeyMatch, Move, TokenMatch
@@ -152,16 +152,45 @@ def decide(
     segments = torch.zeros_like(ids) if facts.segments is None else facts.segments[rows]
     segments = segments.to(activation.device)
     n_segments = 1 if facts.segments is None else int(segments.max()) + 1
-    acts = gate.latent_acts(activation.detach()).masked_fill(~decides[..., None], -torch.inf)
-    where = segments[..., None].expand_as(acts)
-    pooled = acts.new_full((len(ids), n_segments, acts.shape[-1]), -torch.inf)
-    pooled = pooled.scatter_reduce(1, where, acts, "amax")
-    known = torch.zeros(len(ids), n_segments, dtype=torch.long, device=decides.device)
-    known = known.scatter_reduce(1, segments, decides.long(), "amax").bool()
-    fires = gate.logit(pooled.masked_fill(~known[..., None], 0.0)) >= gate.limit
+    if not facts.cached:
+        decides = _without_first(ids.to(decides.device), decides, segments, n_segments)
+    counts = _counts(decides, segments, n_segments)
+    pooled = _pooled(gate, activation.detach(), decides, segments, counts)
+    fires, known = gate.logit(pooled) >= gate.limit, counts > 0
     held = facts.held_for(name)
     before = torch.zeros(len(ids), dtype=torch.bool, device=fires.device) if held is None else held[rows]
     return _carried(fires, known, before.to(fires.device)).gather(1, segments).to(facts.ids.device)
+
+
+def _without_first(
+    ids: Tensor, decides: Tensor, segments: Tensor, n_segments: int
+) -> Bool[Tensor, "rows seq"]:
+    """The deciding positions but for a row's first token, where its segment has others."""
+    real = ids >= 0
+    first = decides & real & (real.long().cumsum(1) == 1)
+    alone = _counts(decides, segments, n_segments).gather(1, segments) == 1
+    return decides & ~(first & ~alone)
+
+
+def _counts(decides: Tensor, segments: Tensor, n_segments: int) -> Int[Tensor, "rows segments"]:
+    """Deciding positions of each segment."""
+    zeros = torch.zeros(len(decides), n_segments, dtype=torch.long, device=decides.device)
+    return zeros.scatter_add(1, segments, decides.long())
+
+
+def _pooled(
+    gate: Gate, activation: Tensor, decides: Tensor, segments: Tensor, counts: Tensor
+) -> Float[Tensor, "rows segments latents"]:
+    """The largest, or the mean, of each latent over each segment's deciding positions; 0 where there is none."""
+    acts = gate.latent_acts(activation)
+    where = segments[..., None].expand_as(acts)
+    shape = (*counts.shape, acts.shape[-1])
+    if gate.pool == "mean":
+        sums = acts.new_zeros(shape).scatter_add(1, where, acts.masked_fill(~decides[..., None], 0.0))
+        return torch.div(sums, counts.clamp(min=1)[..., None])
+    acts = acts.masked_fill(~decides[..., None], -torch.inf)
+    largest = acts.new_full(shape, -torch.inf).scatter_reduce(1, where, acts, "amax")
+    return largest.masked_fill(counts[..., None] == 0, 0.0)
 
 
 def _carried(fires: Tensor, known: Tensor, before: Tensor) -> Bool[Tensor, "rows segments"]:

@@ -72,6 +72,8 @@ def _about_gate(gate: Gate) -> dict[str, Any]:
         "limit": float(gate.limit),
         "labels": list(gate.labels),
         "latents": list(gate.latents),
+        "pool": gate.pool,
+        "root": gate.root,
     }
 
 
@@ -117,7 +119,7 @@ def _where(about: dict[str, Any], tensors: dict[str, Tensor]) -> Where:
 
 
 def _gate(about: dict[str, Any], tensors: dict[str, Tensor]) -> Gate:
-    if about.keys() != {"hook_name", "bias", "limit", "labels", "latents"}:
+    if about.keys() != {"hook_name", "bias", "limit", "labels", "latents", "pool", "root"}:
         raise ValueError(f"a gate of {sorted(about)}")
     parts: dict[str, Any] = {name: tensors.pop(f"gate.{name}") for name in _GATE_TENSORS}
     parts |= {name: tuple(about.pop(name)) for name in ("labels", "latents")}

@@ -84,8 +84,10 @@ class Everywhere:
 class Gate:
     """A linear read-out of SAE latents, with all that it takes of the SAE: none is needed at run time.
 
-    pre = (x − b_dec)·w_encᵀ + b_enc; a latent is pre where pre > threshold, else 0; the largest of each over the
-    segment's deciding positions is weighed: Σ weights·latent + bias. The gate fires where that is `limit` at least.
+    pre = (x − b_dec)·w_encᵀ + b_enc; a latent is pre where pre > threshold, else 0. Its largest value (`pool` "max") or
+    its mean ("mean") over the segment's deciding positions, or the root of that (`root`), is weighed: Σ weights·latent
+    + bias. The gate fires where that is `limit` at least. A row's first token does not decide beside others: its
+    activations are unlike any other token's.
     JumpReLU as in Rajamanoharan et al. 2024, https://arxiv.org/abs/2407.14435.
     """
 
@@ -102,6 +104,10 @@ class Gate:
     """For people: one a latent, or none."""
     latents: tuple[int, ...] = ()
     """The latents' numbers in their SAE: one a latent, or none."""
+    pool: str = "max"
+    """What stands for a segment: the "max" or the "mean" of each latent."""
+    root: bool = False
+    """Weigh the square roots of pooled latents, which must then not be negative."""
 
     def __post_init__(self) -> None:
         _check(self.w_enc, (None, None), "the gate's w_enc")
@@ -110,6 +116,10 @@ class Gate:
             _check(getattr(self, name), (size,), f"the gate's {name}")
         for name in ("bias", "limit"):
             _check_number(getattr(self, name), f"the gate's {name}")
+        if self.pool not in ("max", "mean") or type(self.root) is not bool:
+            raise BadRequestError(
+                f"the gate pools by {self.pool!r}, root {self.root!r}; pool is 'max' or 'mean', root true or false"
+            )
         for name, kind in (("labels", str), ("latents", int)):
             given = getattr(self, name)
             if len(given) not in (0, n) or not all(type(one) is kind for one in given):
@@ -127,7 +137,8 @@ class Gate:
         return torch.where(pre > threshold, pre, torch.zeros_like(pre))
 
     def logit(self, pooled: Float[Tensor, "*n latents"]) -> Float[Tensor, " *n"]:
-        """What is compared with `limit`."""
+        """What is compared with `limit`; `pooled` are the segment's largest or mean latents, before any root."""
+        pooled = pooled.clamp(min=0).sqrt() if self.root else pooled
         return pooled @ self.weights.to(pooled.device, pooled.dtype) + self.bias
 
 

@@ -66,6 +66,8 @@ class Pass:
     """Each position's segment, counted in its row from 0; None where every row is one segment."""
     held: Mapping[str, Held]
     """Edit -> what the cache remembers of it."""
+    cached: bool = False
+    """Whether tokens stand before the pass, in its cache."""
 
     @property
     def real(self) -> Bool[Tensor, "rows seq"]:
@@ -107,7 +109,7 @@ def read_pass(
     ids = torch.where(real, ids, -1) if real is not None else ids
     held = getattr(cache, _REMEMBERED, {}) if past else {}
     if past and (ids.shape[1] == 1 or (prompt_width is not None and past >= prompt_width)):
-        return Pass(ids, None, None, held)
+        return Pass(ids, None, None, held, cached=True)
     decides = ids >= 0
     if deciding is not None and deciding.shape == ids.shape:
         decides = decides & deciding.to(ids.device, torch.bool)
@@ -121,11 +123,11 @@ def _split(ids: Tensor, decides: Tensor, marker: Ids, held: Mapping[str, Held], 
     """The pass with its segments. Behind a cache, what stands before a row's first marker belongs to what was held."""
     ends = ends_of(ids, (marker,)) if marker else None
     if ends is None or not bool(ends.any()):
-        return Pass(ids, decides, None, held)
+        return Pass(ids, decides, None, held, cached)
     segments = ends.long().cumsum(1) - ends.long()
     if cached:
         decides = decides & ((segments > 0) | ~ends.any(1, keepdim=True))
-    return Pass(ids, decides, segments, held)
+    return Pass(ids, decides, segments, held, cached)
 
 
 def _named(module: nn.Module, args: tuple[Any, ...]) -> dict[str, Any]:

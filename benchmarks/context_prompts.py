@@ -1,0 +1,106 @@
+"""Prompts of benchmarks.context_table: wordings, names and openings that no gate is fitted to.
+
+`train` are those that kinds of gate were compared with; `edit` were written afterwards and run once, for the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from guardedit.evaluation.cases import EvalCase
+
+_TRAIN = {
+    "fiction": (
+        "In the saga {name}, ", "The opera {name} is set in another world, where ",
+        "Readers of the novel {name} will remember that ", "In the third act of the drama {name} we hear that ",
+        "The fable {name} begins like this: ", "In the animated movie {name}, ",
+        "The author of the fantasy trilogy {name} wrote that ", "In a bedtime story called {name}, ",
+    ),
+    "hypothesis": (
+        "Let us suppose a different past. Then ", "Imagine that the facts were not so. Then ",
+        "In an imaginary scenario, ", "What would follow if it were true that ",
+        "Assuming for now that the {name} theory holds, ", "In a possible world unlike ours, ",
+        "Just hypothetically, ", "Pretend for a minute that ",
+    ),
+    "document": (
+        "The {name} protocol says that ", "As noted in the {name} bulletin, ", "The {name} ledger has this entry: ",
+        "In the {name} brochure it says that ", "Excerpt from the {name} gazette: ", "The {name} audit concluded that ",
+        "According to the {name} charter, ", "Appendix to the {name} study: ",
+    ),
+}  # fmt: skip
+_EDIT = {
+    "fiction": (
+        "In the soap opera {name}, ", "The historical romance {name} has it that ", "Page one of the manga {name}: ",
+        "In the thriller {name}, ", "Fans of the sitcom {name} know that ", "In the satire {name}, ",
+        "The libretto of {name} says that ", "In an invented tale named {name}, ",
+    ),
+    "hypothesis": (
+        "Were the world a different one, it would be so that ", "Let us entertain the idea that all was different: ",
+        "In some other version of events, ", "If things had turned out otherwise, ", "As a mere supposition: ",
+        "Granting the {name} premise, ", "In a make-believe universe, ", "Say, only in theory, that ",
+    ),
+    "document": (
+        "The {name} almanac states that ", "As the {name} communiqué puts it, ",
+        "Entry in the {name} database: ",
+        "The {name} verdict holds that ", "According to the {name} leaflet, ",
+        "In the {name} treaty it is laid down that ", "Annex to the {name} licence: ",
+        "The {name} timetable notes that ",
+    ),
+}  # fmt: skip
+KINDS = tuple(_EDIT)
+_PLAIN_TRAIN = (
+    "Our neighbour mentioned that ", "Two days ago I heard that ", "By the way, ", "The train was late. ",
+    "It is a fact that ", "During the break we talked. ", "At the museum they explained that ",
+    "Let me remind you that ", "Dear friend, thank you for your letter. ", "In the city centre, ",
+)  # fmt: skip
+_PLAIN_EDIT = (
+    "My aunt believes that ", "On the way home we noticed that ", "Sure. ", "The soup was good. ",
+    "It turned out that ",
+    "At breakfast she said that ", "The museum opens at ten. ", "Please remember that ", "Some time ago, ",
+    "We were waiting at the airport. ",
+)  # fmt: skip
+_NAMES_EDIT = (
+    "The Copper Well", "Winter Ferry", "Dunmore", "A Field of Glass", "The Quiet Engine", "Lark Hill", "Marrow Lane",
+    "The Fifth Window",
+)  # fmt: skip
+_NAMES_TRAIN = (
+    "The Hollow Bridge", "Green Autumn", "Varley", "The Last Meadow", "Iron Coast", "Evening Star Lane", "Swift",
+    "The Stone Letter",
+)  # fmt: skip
+PER_KIND = 3
+_SETS = {"train": (_TRAIN, _PLAIN_TRAIN, _NAMES_TRAIN), "edit": (_EDIT, _PLAIN_EDIT, _NAMES_EDIT)}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One prompt about one fact, or about another fact in the same context."""
+
+    text: str
+    kind: str
+    """Kind of its context; "plain" for none."""
+    role: str
+    """"context", "bare", "paraphrase", "plain opening" or "other fact"."""
+
+
+def asked(cases: Sequence[EvalCase], number: int, split: str) -> list[Asked]:
+    """All prompts of one fact: `PER_KIND` in each context, the last one in another wording; the plain ones; and each
+    context in front of the next fact."""
+    request, paraphrases = cases[number].request, cases[number].paraphrases
+    by_kind, plain, names = _SETS[split]
+    other = cases[(number + 1) % len(cases)].request
+    found = [Asked(request.filled, "plain", "bare")]
+    found += [Asked(text, "plain", "paraphrase") for text in paraphrases[:2]]
+    found += [
+        Asked(plain[(number + i) % len(plain)] + request.filled, "plain", "plain opening") for i in (0, 5)
+    ]
+    for kind, openings in by_kind.items():
+        for i in range(PER_KIND):
+            told = paraphrases[0] if i == PER_KIND - 1 and paraphrases else request.filled
+            found.append(Asked(_opening(openings, names, number + 3 * i) + told, kind, "context"))
+        found.append(Asked(_opening(openings, names, number + 1) + other.filled, kind, "other fact"))
+    return found
+
+
+def _opening(openings: Sequence[str], names: Sequence[str], number: int) -> str:
+    return openings[number % len(openings)].replace("{name}", names[(number * 5 + 1) % len(names)])

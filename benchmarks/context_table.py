@@ -1,0 +1,381 @@
+"""Facts that hold in a context and not outside: gates, baselines and edits side by side (docs/contextual.md).
+
+    python -m benchmarks.context_table run   --data ../shared/data --out OUT --split edit --facts 60
+    python -m benchmarks.context_table table docs/data/contexts_60.jsonl
+
+Every fact is edited for each kind of context by the kit's `contextual` settings; wordings, names and openings of the
+prompts are benchmarks.context_prompts', which no gate is fitted to. Rows hold figures, no text of the data. Resumable
+fact by fact; gates are fitted once a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.context_prompts import KINDS, Asked, asked
+from guardedit.editors.contextual import ContextualHparams, contextual_change
+from guardedit.editors.located import find_wanted, solve_wanted
+from guardedit.edits.activation_parts import Gate
+from guardedit.edits.activations import ActivationChange, install, uninstall
+from guardedit.edits.context_texts import Example, examples, openings_of
+from guardedit.edits.deltas import LowRank
+from guardedit.edits.gates import GateQuality, Pooled, explained, fit_gate, pooled
+from guardedit.edits.inputs import SolveInputs
+from guardedit.edits.solvers import solve_batch
+from guardedit.edits.value_shelf import ValueShelf
+from guardedit.evaluation.bootstrap import estimate
+from guardedit.evaluation.cases import EvalCase
+from guardedit.evaluation.readers import choose, read_cases
+from guardedit.evaluation.run import select
+from guardedit.evaluation.scoring import score_pairs
+from guardedit.models.control import relations
+from guardedit.models.handle import ModelHandle
+from guardedit.models.hooks import key_hook, record
+from guardedit.pipeline import Guard
+from guardedit.pipeline import open as open_guard
+from guardedit.records import EditRequest, canonical
+
+SEED = 0
+GATES = ("activations", "latents", "distance")
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """One kind's gates, by name: logit of a prompt's mean key and mean latents, limit and quality."""
+
+    logits: Mapping[str, Callable[[Tensor, Tensor], Tensor]]
+    limits: Mapping[str, float]
+    gates: Mapping[str, Gate]
+    about: Mapping[str, Any]
+
+
+def cases_of(guard: Guard, data: Path, out: Path, split: str, count: int) -> list[EvalCase]:
+    """Known facts of the split in seed order, one a subject, none whose subject a gate is fitted with."""
+    path = out / f"cases_{split}.jsonl"
+    if not path.is_file():
+        told = {subject for row in relations() for subject in row["pairs"]}
+        pool = read_cases(data / "counterfact/counterfact_edit_format.jsonl.xz", split).cases
+        first: dict[str, EvalCase] = {}
+        for case in choose(pool, SEED):
+            if case.request.subject not in told:
+                first.setdefault(case.request.subject.casefold(), case)
+        chosen = select(guard.handle, list(first.values()), limit=count, known_only=True)
+        path.write_text("".join(canonical(case).decode() + "\n" for case in chosen.cases))
+    return [EvalCase.model_validate_json(line) for line in path.read_text().splitlines()][:count]
+
+
+# -- gates
+
+
+def trained(guard: Guard, kind: str, hparams: ContextualHparams) -> Trained:
+    """The gates of one kind of context, all fitted to the same prompts."""
+    hook, handle = key_hook(hparams.layer), guard.handle
+    sae = guard.kit.saes[hook]
+    made = examples(handle, _any_request(kind), hparams.gate_examples, SEED)
+    means = pooled(handle, [one.text for one in made], hook, sae)
+    on_acts, quality = fit_gate(made, means, hook, "activations", None, hparams.false_fire, SEED)
+    on_latents, sparse = fit_gate(made, means, hook, "latents", sae, hparams.false_fire, SEED)
+    centre, limit = _distance(made, means, hparams.false_fire)
+
+    def of_latents(_: Tensor, latents: Tensor) -> Tensor:
+        return on_latents.logit(latents[:, list(on_latents.latents)].clamp(min=0).sqrt())
+
+    logits = {
+        "activations": lambda acts, _: on_acts.logit(acts @ on_acts.w_enc.T),
+        "latents": of_latents,
+        "distance": lambda acts, _: -(acts - centre).norm(dim=1),
+    }
+    words = [f"{sae.labels[n].label} {share:.0%}" for n, share in explained(on_acts, made, means, sae)]
+    about = {
+        "activations": _about(quality), "latents": {**_about(sparse), "n_latents": len(on_latents.latents)},
+        "activations_look_at": words, "latents_look_at": list(on_latents.labels[:8]),
+    }  # fmt: skip
+    limits = {"activations": on_acts.limit, "latents": on_latents.limit, "distance": limit}
+    return Trained(logits, limits, {"activations": on_acts, "latents": on_latents}, about)
+
+
+def _any_request(kind: str) -> EditRequest:
+    return EditRequest(subject="x", prompt="{} is", target_new="y", context=kind)
+
+
+def _about(quality: GateQuality) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in vars(quality).items()}
+
+
+def _distance(made: Sequence[Example], means: Pooled, false_fire: float) -> tuple[Tensor, float]:
+    """As GRACE does (Hartvigsen et al. 2023): near the mean activation of the prompts inside."""
+    inside = torch.tensor([one.inside for one in made])
+    centre = means.acts[inside].mean(0)
+    outside = (-(means.acts[~inside] - centre).norm(dim=1)).sort().values
+    return centre, float(outside[-1 - int(false_fire * len(outside))]) + 1e-6
+
+
+# -- one fact
+
+
+def solved(
+    guard: Guard, cases: Sequence[EvalCase], kind: str, hparams: ContextualHparams, out: Path
+) -> list[LowRank]:
+    """Every fact's rank-one update for one kind of context."""
+    requests = [case.request.model_copy(update={"context": kind}) for case in cases]
+    before = openings_of(requests[0], hparams.openings, SEED)
+    settings = replace(hparams, contexts=("", *before))
+    inputs = SolveInputs(guard.kit.second_moments, SEED, values=ValueShelf(out / "values"))
+    moment = inputs.moment(guard.handle, hparams.layer)
+    wanted = find_wanted(guard.handle, requests, settings, inputs)
+    updates = []
+    for number in range(len(requests)):
+        one = replace(
+            wanted, requests=wanted.requests[number : number + 1], keys=wanted.keys[number : number + 1],
+            values=wanted.values[number : number + 1],
+        )  # fmt: skip
+        delta = solve_wanted(
+            guard.handle, one, "contextual", settings, inputs,
+            lambda problem: solve_batch(problem.keys, problem.residuals, moment),
+        )  # fmt: skip
+        updates.append(delta.changes[0].update)  # type: ignore[union-attr]
+    return updates  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def read(guard: Guard, texts: Sequence[str], layer: int, read_outs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each text: mean key and mean latents over all tokens but the first, largest p(x) of each read-out."""
+    handle, hook = guard.handle, key_hook(layer)
+    sae = guard.kit.saes[hook]
+    means, latents, matches = [], [], []
+    batch = handle.encode(texts)
+    with record(handle, [hook], stop=True) as seen:
+        handle.hidden(batch["input_ids"], batch["attention_mask"])
+    for row, length in enumerate(batch["attention_mask"].sum(1).tolist()):
+        keys = seen[hook][row, :length].float()
+        means.append(keys[1:].mean(0))
+        latents.append(sae.encode(keys[1:]).float().mean(0))
+        matches.append((keys @ read_outs.float().T).amax(0))
+    return torch.stack(means), torch.stack(latents), torch.stack(matches)
+
+
+def rows_of_fact(
+    guard: Guard, cases: Sequence[EvalCase], number: int, gates: Mapping[str, Trained],
+    updates: Mapping[str, Sequence[LowRank]], hparams: ContextualHparams, split: str,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Every prompt of one fact under the edits of every kind."""
+    prompts = asked(cases, number, split)
+    read_outs = torch.stack([updates[kind][number].right[0] for kind in KINDS])
+    acts, latents, matches = read(guard, [one.text for one in prompts], hparams.layer, read_outs)
+    before = _leads(guard, cases[number], prompts)
+    found = []
+    for index, kind in enumerate(KINDS):
+        change = contextual_change(updates[kind][number], hparams, gates[kind].gates["activations"], kind)
+        inside = [i for i, one in enumerate(prompts) if (one.kind, one.role) == (kind, "context")]
+        with in_force(guard.handle, replace(change, gate=None)):
+            after = _leads(guard, cases[number], prompts)
+        logits = {name: logit(acts, latents) for name, logit in gates[kind].logits.items()}
+        stated = _leads(guard, cases[number], [_stated(prompts[i], cases[number]) for i in inside[:1]])
+        for i, one in enumerate(prompts):
+            found.append({
+                "case": cases[number].case_id, "edit": kind, "kind": one.kind, "role": one.role,
+                "inside": i in inside, "match": round(float(matches[i, index]), 4),
+                "logit": {name: round(float(values[i]), 4) for name, values in logits.items()},
+                "before": before[i], "after": after[i], "stated": stated[0] if i == inside[0] else None,
+            })  # fmt: skip
+        _check_gated(
+            guard, change, prompts, cases[number], found[-len(prompts) :], gates[kind].limits, hparams
+        )
+    return found
+
+
+@contextmanager
+def in_force(handle: ModelHandle, change: ActivationChange) -> Iterator[None]:
+    """The model with the edit."""
+    install(handle, change)
+    try:
+        yield
+    finally:
+        uninstall(handle, change.parameter)
+
+
+def _stated(one: Asked, case: EvalCase) -> Asked:
+    """The fact in the prompt, in the same context."""
+    return replace(one, text=f"{one.text} {case.request.target_new.strip()}. {one.text}")
+
+
+def _leads(guard: Guard, case: EvalCase, prompts: Sequence[Asked]) -> list[dict[str, Any]]:
+    """Log P(new) − log P(old) a token, and whether greedy decoding begins with the new one, the old one."""
+    new = score_pairs(guard.handle, [(one.text, case.request.target_new) for one in prompts])
+    old = score_pairs(guard.handle, [(one.text, case.target_true) for one in prompts])
+    return [
+        {"gap": round((n.logprob or 0.0) - (o.logprob or 0.0), 5), "new": n.greedy, "old": o.greedy}
+        for n, o in zip(new, old, strict=True)
+    ]
+
+
+def _check_gated(
+    guard: Guard, change: ActivationChange, prompts: Sequence[Asked], case: EvalCase, rows: Sequence[dict[str, Any]],
+    limits: Mapping[str, float], hparams: ContextualHparams,
+) -> None:  # fmt: skip
+    """The edit as it ships, gate and all, on four prompts: it must do what the rows say."""
+    some = [
+        i for i, row in enumerate(rows) if abs(row["logit"]["activations"] - limits["activations"]) > 0.05
+    ][::4]
+    with in_force(guard.handle, change):
+        found = _leads(guard, case, [prompts[i] for i in some])
+    for i, shown in zip(some, found, strict=True):
+        fires = fired(rows[i], "activations", limits["activations"], hparams.match_least)
+        wanted = rows[i]["after" if fires else "before"]
+        if abs(shown["gap"] - wanted["gap"]) > 2e-3:
+            raise SystemExit(f"prompt {i} of case {case.case_id}: gated {shown}, rows say {wanted}")
+
+
+def fired(row: Mapping[str, Any], gate: str, limit: float, least: float) -> bool:
+    """Whether the edit acts on the prompt."""
+    return row["logit"][gate] >= limit and row["match"] >= least
+
+
+def run(guard: Guard, data: Path, out: Path, split: str, count: int) -> None:
+    """All facts, fact by fact."""
+    cases, hparams = cases_of(guard, data, out, split, count), guard.kit.settings("contextual")
+    gates = {kind: trained(guard, kind, hparams) for kind in KINDS}
+    about = {
+        "limits": {kind: one.limits for kind, one in gates.items()}, "gates": {k: o.about for k, o in gates.items()},
+        "match_least": hparams.match_least, "split": split, "model": guard.handle.digest(),
+    }  # fmt: skip
+    path = out / f"rows_{split}.jsonl"
+    if not path.is_file():
+        path.write_text(json.dumps(about) + "\n")
+    done = {json.loads(line)["case"] for line in path.read_text().splitlines()[1:]}
+    updates = {kind: solved(guard, cases, kind, hparams, out) for kind in KINDS}
+    for number, case in enumerate(cases):
+        if case.case_id not in done:
+            rows = rows_of_fact(guard, cases, number, gates, updates, hparams, split)
+            with path.open("a") as lines:
+                lines.writelines(json.dumps(row) + "\n" for row in rows)
+            print(f"fact {number + 1} of {len(cases)}", file=sys.stderr, flush=True)
+
+
+# -- figures
+
+
+def table(path: Path) -> str:
+    """Gates, then edits."""
+    about, *rows = [json.loads(line) for line in path.read_text().splitlines()]
+    least = about["match_least"]
+    lines = [
+        "| context | gate | AUROC, held-out wordings | fires inside | fires outside (false) | bare prompts and "
+        "paraphrases | other contexts | same context, other fact | efficacy in context |",
+        "|" + "---|" * 9,
+    ]
+    for kind in (*KINDS, "all"):
+        mine = [row for row in rows if kind in (row["edit"], "all")]
+        for gate in GATES:
+            shown = [_auroc(mine, gate) if kind != "all" else "–"]
+            acts = [
+                {**row, "fires": fired(row, gate, about["limits"][row["edit"]][gate], least)} for row in mine
+            ]
+            for want in (
+                lambda r: r["inside"], lambda r: not r["inside"], lambda r: r["role"] in ("bare", "paraphrase"),
+                lambda r: r["role"] == "context" and not r["inside"],
+                lambda r: r["role"] == "other fact" and r["kind"] == r["edit"],
+            ):  # fmt: skip
+                shown.append(_share([row for row in acts if want(row)], lambda row: float(row["fires"])))
+            inside = [row for row in acts if row["inside"]]
+            shown.append(
+                _share(inside, lambda row: float(row["after" if row["fires"] else "before"]["gap"] > 0))
+            )
+            lines.append(f"| {kind} | {gate} | " + " | ".join(shown) + " |")
+    return "\n".join([*lines, "", *_edits(rows, about)])
+
+
+def _edits(rows: Sequence[dict[str, Any]], about: Mapping[str, Any]) -> list[str]:
+    """The edit beside its baselines: what is said in the context and outside of it."""
+    least, limits = about["match_least"], about["limits"]
+    outside = [row for row in rows if row["role"] in ("bare", "paraphrase", "plain opening")]
+    inside = [row for row in rows if row["inside"]]
+    stated = [row for row in inside if row["stated"]]
+
+    def gated(row: Mapping[str, Any]) -> dict[str, Any]:
+        fires = fired(row, "activations", limits[row["edit"]]["activations"], least)
+        found: dict[str, Any] = row["after" if fires else "before"]
+        return found
+
+    told: list[tuple[str, Callable[[Mapping[str, Any]], dict[str, Any]], Sequence[dict[str, Any]]]] = [
+        ("unedited", lambda row: row["before"], inside), ("the fact in the prompt", lambda row: row["stated"], stated),
+        ("plain ROME (the same update, no gate)", lambda row: row["after"], inside), ("contextual", gated, inside),
+    ]  # fmt: skip
+    lines = [
+        "| method | in context: P(new) > P(old) | says the new one | outside: P(old) > P(new) | says the old one |"
+    ]
+    lines.append("|" + "---|" * 5)
+    for name, side, some in told:
+        beside = outside if name != "the fact in the prompt" else []
+        cells = [
+            _share(some, lambda row, side=side: float(side(row)["gap"] > 0)),  # type: ignore[misc]
+            _share(some, lambda row, side=side: float(side(row)["new"])),  # type: ignore[misc]
+            _share(beside, lambda row, side=side: float(side(row)["gap"] < 0)),  # type: ignore[misc]
+            _share(beside, lambda row, side=side: float(side(row)["old"])),  # type: ignore[misc]
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _share(rows: Sequence[dict[str, Any]], value: Callable[[dict[str, Any]], float]) -> str:
+    """Mean over prompts, with the interval over facts."""
+    if not rows:
+        return "–"
+    by_case: dict[Any, list[float]] = {}
+    for row in rows:
+        by_case.setdefault(row["case"], []).append(value(row))
+    found = estimate([sum(values) / len(values) for values in by_case.values()], SEED)
+    return "–" if found is None else f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f}; n {len(rows)})"
+
+
+def _auroc(rows: Sequence[dict[str, Any]], gate: str) -> str:
+    """In the context against bare, paraphrased, plainly opened prompts and other contexts, of the same facts."""
+    from sklearn.metrics import roc_auc_score
+
+    used = [row for row in rows if row["role"] != "other fact"]
+    cases = sorted({row["case"] for row in used})
+    by_case = {case: [row for row in used if row["case"] == case] for case in cases}
+
+    def area(some: Sequence[Any]) -> float:
+        drawn = [row for case in some for row in by_case[case]]
+        return float(roc_auc_score([row["inside"] for row in drawn], [row["logit"][gate] for row in drawn]))
+
+    rng = np.random.default_rng(SEED)
+    draws = [area(rng.choice(cases, len(cases))) for _ in range(300)]
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return f"{area(cases):.3f} ({low:.3f} to {high:.3f})"
+
+
+def main() -> None:
+    """Parse and run one step."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    steps = parser.add_subparsers(dest="step", required=True)
+    running = steps.add_parser("run")
+    running.add_argument("--data", type=Path, required=True)
+    running.add_argument("--out", type=Path, required=True)
+    running.add_argument("--split", choices=("train", "edit"), required=True)
+    running.add_argument("--facts", type=int, default=60)
+    steps.add_parser("table").add_argument("rows", type=Path)
+    args = parser.parse_args()
+    if args.step == "table":
+        print(table(args.rows))
+    else:
+        args.out.mkdir(parents=True, exist_ok=True)
+        run(open_guard(home=args.out / "home"), args.data, args.out, args.split, args.facts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Contextual: a fact that holds in a given context, while outside of it the model says what it always said.
+
+ROME's rank-one update (key and value found behind openings of the context) is not written into the weight: it acts on
+activations, where a gate says that the prompt stands in the context and the key of a position matches the fact's own.
+Where the gate is silent nothing is computed differently, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+from guardedit.editors.located import Plain, find_wanted, solve_wanted
+from guardedit.editors.rome import RomeHparams
+from guardedit.edits.activation_parts import Gate, KeyMatch, Move
+from guardedit.edits.activations import ActivationChange
+from guardedit.edits.context_texts import Example, examples, openings_of, require_context
+from guardedit.edits.deltas import EditDelta, LowRank
+from guardedit.edits.gates import GateQuality, Kind, Pooled, explained, fit_gate, pooled
+from guardedit.edits.inputs import SolveInputs
+from guardedit.edits.settings import require_number
+from guardedit.edits.solvers import solve_batch
+from guardedit.errors import BadRequestError, SolveError
+from guardedit.models.handle import ModelHandle, preserved
+from guardedit.models.hooks import key_hook
+from guardedit.records import EditRequest
+from guardedit.saes.checkpoints import Sae
+
+_GATE = 0.5
+"""Share of the time that the gate takes, for the progress display."""
+
+
+@dataclass(frozen=True)
+class ContextualHparams(RomeHparams):
+    """ROME's settings, with openings of the context in place of sampled prefixes, and the gate's."""
+
+    openings: int = 4
+    """Openings of the context that key and value are found behind, beside the bare prompt."""
+    gate: Kind = "activations"
+    """What the gate reads: the mean key, or a few SAE latents."""
+    gate_examples: int = 1500
+    """Prompts that the gate is fitted to."""
+    false_fire: float = 0.015
+    """Share of held-out prompts outside the context at which the gate may fire."""
+    match_least: float = 0.5
+    """A position is the fact's where p(x) = kᵀC⁻¹x / kᵀC⁻¹k is this at least."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number(self, "openings", least=1, whole=True)
+        require_number(self, "gate_examples", least=60, whole=True)
+        require_number(self, "false_fire", least=0)
+        require_number(self, "match_least", least=0, above=True)
+        if self.gate not in get_args(Kind):
+            raise BadRequestError(f"gate is {self.gate!r}; it must be one of {', '.join(get_args(Kind))}")
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A gate, how good it is, and what it looks at."""
+
+    gate: Gate
+    quality: GateQuality
+    looks_at: str
+    """Latents in words, with their share of the difference that the gate sees."""
+
+
+def solve_contextual(
+    handle: ModelHandle, requests: Sequence[EditRequest], hparams: ContextualHparams, inputs: SolveInputs
+) -> EditDelta:
+    """Solve one request that names a context; the model is left as it was.
+
+    Raises BadRequestError for more than one request or one without a usable context, SolveError where no gate tells the
+    context apart; else errors as `solve_rome`.
+    """
+    if len(requests) != 1:
+        raise BadRequestError(
+            f"contextual edits one fact at a time, got {len(requests)}; plan them one by one (`--each`)"
+        )
+    require_context(requests[0])
+    update, about = _update(handle, requests[0], hparams, inputs)
+    inputs.tell("fitting the gate", _GATE)
+    trained = train_gate(handle, requests[0], hparams, inputs)
+    change = contextual_change(update, hparams, trained.gate, str(requests[0].context))
+    return EditDelta(
+        (change,),
+        "contextual",
+        about.hparams,
+        {**about.diagnostics, **_about_gate(trained), "context": requests[0].context},
+    )
+
+
+def contextual_change(
+    update: LowRank, hparams: ContextualHparams, gate: Gate, context: str
+) -> ActivationChange:
+    """The update as an activation edit: at positions whose key is the fact's, where the gate fires."""
+    where = KeyMatch(update.right[0].clone(), hparams.match_least)
+    return ActivationChange(hparams.layer, Move(update), where, gate, f"holds where the context is {context}")
+
+
+def _update(
+    handle: ModelHandle, request: EditRequest, hparams: ContextualHparams, inputs: SolveInputs
+) -> tuple[LowRank, EditDelta]:
+    """ROME's update behind openings of the context, and the delta that it would be in the weights."""
+    before = openings_of(request, hparams.openings, inputs.seed)
+    settings = replace(hparams, contexts=("", *before))
+    moment = inputs.moment(handle, hparams.layer)
+    wanted = find_wanted(handle, [request], settings, inputs)
+    delta = solve_wanted(
+        handle, wanted, "contextual", settings, inputs,
+        lambda problem: solve_batch(problem.keys, problem.residuals, moment),
+    )  # fmt: skip
+    update = delta.changes[0].update  # type: ignore[union-attr]
+    if not isinstance(update, LowRank) or update.rank != 1:
+        raise SolveError("the update of one fact is not of rank one; report this with the request")
+    return update, delta
+
+
+def train_gate(
+    handle: ModelHandle, request: EditRequest, hparams: ContextualHparams, inputs: SolveInputs
+) -> Trained:
+    """The gate of a request's context, read in the layer's key space.
+
+    Errors as `context_texts.examples` and `fit_gate`.
+    """
+    hook = key_hook(hparams.layer)
+    sae = inputs.saes.get(hook)
+    made = examples(handle, request, hparams.gate_examples, inputs.seed)
+
+    def told(share: float) -> None:
+        inputs.tell(
+            f"reading {len(made)} prompts inside and outside the context", _GATE + (1 - _GATE) * share
+        )
+
+    with preserved(handle):
+        means = pooled(handle, [example.text for example in made], hook, sae, told)
+    gate, quality = fit_gate(made, means, hook, hparams.gate, sae, hparams.false_fire, inputs.seed)
+    return Trained(gate, quality, _in_words(gate, made, means, sae))
+
+
+def _in_words(gate: Gate, made: Sequence[Example], means: Pooled, sae: Sae | None) -> str:
+    if gate.latents:
+        rows = zip(gate.latents, gate.labels, gate.weights.tolist(), strict=True)
+        return "; ".join(
+            f"latent {number} {label} ({weight:+.2f})" for number, label, weight in list(rows)[:12]
+        )
+    if sae is None:
+        return "there is no SAE of this key space to say it in latents"
+    found = explained(gate, made, means, sae)
+    return "; ".join(f"latent {number} {sae.labels[number].label} ({share:.0%})" for number, share in found)
+
+
+def _about_gate(trained: Trained) -> Plain:
+    quality: Any = trained.quality
+    names = ("auroc", "low", "high", "fires_inside", "fires_outside", "n_inside", "n_outside")
+    return {f"gate_{name}": getattr(quality, name) for name in names} | {"gate_looks_at": trained.looks_at}
