@@ -58,6 +58,15 @@ def digest_of_bytes(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
+ABSENT: str = digest_of_bytes(b"")
+"""Digest of an activation edit that is not there."""
+
+
+def is_activation(parameter: str) -> bool:
+    """Whether a name in a manifest is that of an activation edit, "activation.<lowest layer>.<digits>"."""
+    return parameter.startswith("activation.")
+
+
 def parse_record(kind: type[R], data: bytes, *, expected: str | None, what: str) -> R:
     """Read a record from bytes whose digest is known.
 
@@ -164,11 +173,46 @@ def _check_request(request: EditRequest) -> None:
         )
 
 
+class GateLatent(Record):
+    """One latent that a gate listens to."""
+
+    latent: int | None
+    """Its number in the SAE; None where that is not known."""
+    label: str
+    weight: float
+    threshold: float
+    """Activation below which it counts as zero."""
+
+
+class GateNote(Record):
+    """When an activation edit speaks: where Σ weight·latent + bias reaches the limit in a prompt."""
+
+    hook_name: str
+    latents: tuple[GateLatent, ...]
+    bias: float
+    limit: float
+
+
+class ActivationNote(Record):
+    """What an activation edit does, and when: for whoever approves it."""
+
+    hook_name: str
+    """Where it acts."""
+    action: str
+    """In words."""
+    rule: str
+    """Which positions, in words."""
+    gate: GateNote | None = None
+    """None where no gate has to fire."""
+    n_bytes: int
+    label: str = ""
+
+
 class TensorChange(Record):
-    """What a delta does to one parameter."""
+    """What a delta does to one parameter, or one activation edit that it brings."""
 
     parameter: str
-    """Name in the model's state, e.g. "model.layers.5.mlp.down_proj.weight"."""
+    """Name in the model's state, e.g. "model.layers.5.mlp.down_proj.weight"; see `is_activation`."""
     layer: int | None
     """The block it lies in; None for embeddings, final norm and unembedding."""
     shape: tuple[int, ...]
@@ -181,6 +225,14 @@ class TensorChange(Record):
     digest_before: Digest
     digest_after: Digest
     """Digest of the tensor's bytes once the update has been added and cast."""
+    acts: ActivationNote | None = None
+    """Of an activation edit."""
+
+    @model_serializer(mode="wrap")
+    def _without_blank(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A change of weights has no word about activations: plans from before there were any keep their digests."""
+        found: dict[str, Any] = serialise(self)
+        return {name: value for name, value in found.items() if name != "acts" or value is not None}
 
     @property
     def delta_norm_ratio(self) -> float:

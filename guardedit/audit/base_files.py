@@ -8,8 +8,8 @@ from pathlib import Path
 
 from guardedit.audit.lineage import BaseRecord, check_parameter
 from guardedit.audit.safetensors_bytes import TensorSpan, digest_span, locate, read_folder
-from guardedit.errors import BadModelError, IntegrityError, MissingModelError
-from guardedit.records import digest_of
+from guardedit.errors import BadModelError, BadRequestError, IntegrityError, MissingModelError
+from guardedit.records import digest_of, is_activation
 
 _MEANING = (
     "config.json",
@@ -55,6 +55,12 @@ def describe(name: str, folder: Path, manifest: Mapping[str, str]) -> BaseRecord
     if not folder.is_dir():
         raise MissingModelError(f"{folder} is not a folder; load the model first")
     plain = dict(sorted(manifest.items()))
+    installed = [name for name in plain if is_activation(name)]
+    if installed:
+        raise BadRequestError(
+            f"the model has activation edits in force ({', '.join(installed)}) that no plan brought; take them out "
+            "before the model is guarded"
+        )
     base = BaseRecord(
         name=name,
         folder=str(folder.absolute()),

@@ -13,6 +13,7 @@ from guardedit.audit.lineage import BaseRecord
 from guardedit.audit.safetensors_bytes import TensorSpan, digest_span, weight_files
 from guardedit.audit.versions import VersionStore
 from guardedit.errors import BadRequestError, IntegrityError
+from guardedit.records import is_activation
 
 
 def export(
@@ -24,8 +25,10 @@ def export(
 ) -> str:
     """Write the live (or a named) version to `target`, which must not exist or be empty; returns its digest.
 
-    The folder appears complete or not at all, and every parameter is hashed again from the file written.
+    The folder appears complete or not at all, and every parameter is hashed again from the file written. Raises
+    BadRequestError for a version with activation edits: a folder of weights cannot hold them.
     """
+    _refuse_activations(store, version)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise BadRequestError(f"{target} exists and is not an empty folder; name another one")
     base, manifest = store.base(), store.manifest(version)
@@ -43,6 +46,19 @@ def export(
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return store.digest(version)
+
+
+def _refuse_activations(store: VersionStore, version: str | None) -> None:
+    names = [name for name in store.live_overrides(version) if is_activation(name)]
+    if not names:
+        return
+    lineage = store.lineage() if version is None else store.lineage().upto(version)
+    holders = {lineage.holder(name) for name in names}
+    edits = ", ".join(one.edit_id for one in lineage.versions if one.name in holders)
+    raise BadRequestError(
+        f"{edits}: acts on activations ({', '.join(names)}), which a folder of weights cannot hold. Use the model through "
+        "guardedit.load, or roll back what acts on activations before exporting"
+    )
 
 
 def _copy(sources: tuple[Path, ...], folder: Path) -> None:

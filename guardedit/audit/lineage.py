@@ -7,6 +7,7 @@ record, down to base.json. A changed byte in any of them breaks the chain.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -14,7 +15,16 @@ from typing import Literal, Self
 from pydantic import ValidationError
 
 from guardedit.errors import BadRequestError, IntegrityError, NotFoundError
-from guardedit.records import Digest, Record, canonical, digest_of, digest_of_bytes, parse_record
+from guardedit.records import (
+    ABSENT,
+    Digest,
+    Record,
+    canonical,
+    digest_of,
+    digest_of_bytes,
+    is_activation,
+    parse_record,
+)
 
 BASE = "base"
 """Name of the version that nobody has edited."""
@@ -60,11 +70,11 @@ class BaseRecord(Sealed):
 
 
 class StoredTensor(Record):
-    """One tensor that a version changed."""
+    """One tensor that a version changed, or an activation edit that it brought or took away."""
 
     parameter: str
     dtype: str
-    """safetensors' word, e.g. "F32"."""
+    """safetensors' word, e.g. "F32"; "U8" of an activation edit's bytes."""
     shape: tuple[int, ...]
     n_bytes: int
     digest_before: Digest
@@ -172,10 +182,24 @@ class Lineage:
         )
 
     def holder(self, parameter: str) -> str:
-        """Name of the version whose folder holds the live bytes of `parameter`, or "base"."""
-        if self.manifest[parameter] == self.base.manifest[parameter]:
+        """Name of the version whose folder holds the live bytes of `parameter`, or "base".
+
+        The base holds no activation edit: one that is not live has its bytes, none, there.
+        """
+        if held_in(self.manifest, parameter) == held_in(self.base.manifest, parameter):
             return BASE
         return next(v.name for v in reversed(self.versions) if parameter in v.parameters)
+
+
+def held_in(manifest: Mapping[str, str], parameter: str) -> str | None:
+    """Digest of what a manifest holds under a name: of no bytes for an activation edit that is not there."""
+    return manifest.get(parameter, ABSENT if is_activation(parameter) else None)
+
+
+def replaced(manifest: Mapping[str, str], tensors: Iterable[StoredTensor]) -> dict[str, str]:
+    """The manifest once a version's tensors are in place; an activation edit of no bytes is not there any more."""
+    after = {**manifest, **{tensor.parameter: tensor.digest_after for tensor in tensors}}
+    return {name: digest for name, digest in after.items() if digest != ABSENT or not is_activation(name)}
 
 
 def check_edit_id(edit_id: str) -> str:
@@ -241,9 +265,9 @@ def check_manifests(lineage: Lineage) -> None:
     for generation, version in enumerate(lineage.versions, start=1):
         before = {t.parameter: t.digest_before for t in version.tensors}
         fits = version.generation == generation and version.parent_digest == digest
-        if not fits or any(manifest.get(p) != d for p, d in before.items()):
+        if not fits or any(held_in(manifest, p) != d for p, d in before.items()):
             raise IntegrityError(f"version {version.name} does not continue the one before it")
-        manifest |= {t.parameter: t.digest_after for t in version.tensors}
+        manifest = replaced(manifest, version.tensors)
         digest = version.digest
         if version.manifest != manifest or digest_of(manifest) != digest:
             raise IntegrityError(f"version {version.name} has a manifest that is not its own")

@@ -13,12 +13,13 @@ from guardedit.audit.lineage import (
     Lineage,
     VersionRecord,
     check_edit_id,
+    held_in,
     read_bytes,
     read_lineage,
 )
 from guardedit.audit.safetensors_bytes import read_span
 from guardedit.errors import IntegrityError, NotFoundError, StaleError
-from guardedit.records import digest_of_bytes, parse_record
+from guardedit.records import digest_of_bytes, is_activation, parse_record
 
 
 @dataclass(frozen=True)
@@ -149,17 +150,20 @@ class VersionReader:
         }
 
     def _read(self, lineage: Lineage, parameter: str) -> RawTensor:
-        digest = lineage.manifest.get(parameter)
+        digest = held_in(lineage.manifest, parameter)
         if digest is None:
             raise NotFoundError(f"the model has no parameter {parameter!r}")
-        span = spans_of(lineage.base)[parameter]
         path = self._overrides(lineage).get(parameter)
-        data = read_span(span) if path is None else read_bytes(path)
+        if is_activation(parameter):
+            data = b"" if path is None else read_bytes(path)
+            raw = RawTensor(parameter, "U8", (len(data),), data, digest)
+        else:
+            span = spans_of(lineage.base)[parameter]
+            data = read_span(span) if path is None else read_bytes(path)
+            raw = RawTensor(parameter, span.dtype, span.shape, data, digest)
         if digest_of_bytes(data) != digest:
-            raise IntegrityError(
-                f"the bytes of {parameter} ({path or span.file.name}) are not those on record"
-            )
-        return RawTensor(parameter, span.dtype, span.shape, data, digest)
+            raise IntegrityError(f"the bytes of {parameter} ({path or 'base'}) are not those on record")
+        return raw
 
     def _check_bytes(self, record: VersionRecord, folder: Path) -> int:
         total = 0

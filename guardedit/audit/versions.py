@@ -5,7 +5,8 @@
     home/model/versions/<generation>-<id>/  version.json, post/<parameter>.bin, pre/<parameter>.bin
     home/model/staged/<id>/                 the same, not live yet
 
-The live model is the base with the bytes of the changed tensors on top. Versions are never altered; undoing an edit
+The live model is the base with the bytes of the changed tensors on top. An activation edit is kept like a tensor whose
+bytes are none where it is not there; the base has none. Versions are never altered; undoing an edit
 makes a new one from its pre-image bytes. Every method reads the disk: another process may have moved on.
 """
 
@@ -29,12 +30,13 @@ from guardedit.audit.lineage import (
     check_parameter,
     read_base,
     read_bytes,
+    replaced,
 )
 from guardedit.audit.locking import HomeLock
 from guardedit.audit.recovery import Recovered, recover_folders
 from guardedit.audit.version_reading import RawTensor, StagedVersion, Verified, VersionReader
 from guardedit.errors import BadRequestError, IntegrityError, NotFoundError, OutOfOrderError, StaleError
-from guardedit.records import canonical, digest_of, digest_of_bytes
+from guardedit.records import canonical, digest_of, digest_of_bytes, is_activation
 
 __all__ = ["RawTensor", "Recovered", "StagedVersion", "Verified", "VersionStore"]
 
@@ -168,7 +170,7 @@ class VersionStore(VersionReader):
             parameter: self._read(lineage, check_parameter(parameter)) for parameter in sorted(post_images)
         }
         for parameter, data in post_images.items():
-            if len(data) != len(before[parameter].data):
+            if not is_activation(parameter) and len(data) != len(before[parameter].data):
                 need = len(before[parameter].data)
                 raise BadRequestError(
                     f"{parameter} has {need} bytes as {before[parameter].dtype}, got {len(data)}"
@@ -236,14 +238,14 @@ def _record(
         StoredTensor(
             parameter=parameter,
             dtype=old.dtype,
-            shape=old.shape,
-            n_bytes=len(old.data),
+            shape=(len(after[parameter]),) if is_activation(parameter) else old.shape,
+            n_bytes=len(after[parameter]),
             digest_before=old.digest,
             digest_after=digest_of_bytes(after[parameter]),
         )
         for parameter, old in sorted(before.items())
     )
-    manifest = lineage.manifest | {t.parameter: t.digest_after for t in tensors}
+    manifest = replaced(lineage.manifest, tensors)
     return VersionRecord.model_validate(
         {
             "generation": lineage.generation + 1,

@@ -37,7 +37,7 @@ from guardedit.drift.sides import (
 )
 from guardedit.drift.sides import base_side as base_side
 from guardedit.drift.sides import check_layers as check_layers
-from guardedit.edits.deltas import EditDelta, post_images, restore
+from guardedit.edits.deltas import EditDelta, post_images, restore, saved
 from guardedit.errors import BadRequestError, StatisticsMismatchError
 from guardedit.models.handle import ModelHandle, preserved
 from guardedit.records import DriftReport, Scope, Score
@@ -116,12 +116,12 @@ def applied(handle: ModelHandle, change: Change | None) -> Iterator[None]:
         yield
         return
     images = post_images(handle, change) if isinstance(change, EditDelta) else dict(change)
-    saved = {name: handle.model.get_parameter(name).detach().clone() for name in images}
+    kept = saved(handle, images)
     try:
         restore(handle, images)
         yield
     finally:
-        restore(handle, saved)
+        restore(handle, kept)
 
 
 def _parameters(change: Change | None) -> tuple[str, ...]:

@@ -235,11 +235,11 @@ def random_edit(
             f"a norm-matched random edit needs one edited layer, this edit has {len(delta.changes)} changes in layers "
             f"{delta.layers}"
         )
-    change = delta.changes[0]
-    dense = change.update.dense()
+    layer = delta.layers[0]
+    dense = delta.update(layer).dense()
     generator = torch.Generator().manual_seed(seed)
     left = torch.randn(dense.shape[0], 1, generator=generator, dtype=torch.float64)
     right = (inverse_times_key.double() / (key.double() @ inverse_times_key.double()))[None]
     left *= dense.norm() / (left.norm() * right.norm())
-    matched = WeightChange(change.parameter, change.layer, LowRank(left, right))
+    matched = WeightChange(delta.parameters[0], layer, LowRank(left, right))
     return EditDelta((matched,), "random", {"seed": seed}, {"norm_of": delta.editor})

@@ -24,7 +24,8 @@ from guardedit.drift.probes import ProbeSet, Rows, last_positions
 from guardedit.errors import BadRequestError, StatisticsMismatchError
 from guardedit.models.handle import ModelHandle, preserved, tensor_digest
 from guardedit.models.hooks import HookPoint, record, resume
-from guardedit.records import digest_of
+from guardedit.models.installed import whole_from
+from guardedit.records import digest_of, is_activation
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share of it that is done, 0 to 1."""
@@ -89,8 +90,9 @@ def base_side(
     `saes.keys()`; those that cannot move are dropped, and without any the default places are recorded. `cache`: folder
     for the far side (`cache_folder() / "drift"`); None computes it anew. A damaged cache file is computed again.
     `changed`: parameters that will be another version's before the measurement (a staged copy's): the unembedding is
-    copied where it is among them.
+    copied where it is among them. With activation edits installed, it may start lower: see `whole_from`.
     """
+    layer = whole_from(handle, layer)
     hooks = usable_hooks(handle, layer, hook_names) or monitored_hooks(handle.n_layers, layer)
     model_digest = handle.digest()
     with preserved(handle):
@@ -156,7 +158,8 @@ def reference_head(handle: ModelHandle, base: BaseSide, changed: Collection[str]
 
 def _kept_head(handle: ModelHandle, head: nn.Module, changed: Collection[str]) -> nn.Module:
     own = {id(parameter) for parameter in head.parameters()}
-    touched = any(id(handle.model.get_parameter(name)) in own for name in changed)
+    weights = [name for name in changed if not is_activation(name)]
+    touched = any(id(handle.model.get_parameter(name)) in own for name in weights)
     return copy.deepcopy(head) if touched else head
 
 

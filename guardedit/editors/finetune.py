@@ -24,6 +24,7 @@ from guardedit.edits.targets import ScoreAt, TargetRows, target_nll, target_rows
 from guardedit.errors import BadRequestError
 from guardedit.models.handle import ModelHandle, preserved
 from guardedit.models.hooks import key_hook, patch, record, resume, rewrite_hook
+from guardedit.models.installed import whole_from
 from guardedit.records import EditRequest
 
 
@@ -83,13 +84,17 @@ def solve_finetune(
 
 def _part(handle: ModelHandle, rows: TargetRows, layer: int, matrix: Tensor) -> Callable[[], Tensor]:
     """The loss of some rows with ΔW = `matrix` (d_out, d_in); what lies below the layer is computed once."""
-    name = f"blocks.{layer}.hook_resid_pre"
+    start = whole_from(handle, layer)
+    name = f"blocks.{start}.hook_resid_pre"
     with torch.no_grad(), record(handle, [name], stop=True) as seen:
         handle.hidden(rows.input_ids, rows.attention_mask)
-    return lambda: _loss(handle, rows, layer, matrix, seen[name])
+    return lambda: _loss(handle, rows, layer, matrix, (start, seen[name]))
 
 
-def _loss(handle: ModelHandle, rows: TargetRows, layer: int, matrix: Tensor, resid_pre: Tensor) -> Tensor:
+def _loss(
+    handle: ModelHandle, rows: TargetRows, layer: int, matrix: Tensor, entered: tuple[int, Tensor]
+) -> Tensor:
+    """`entered`: the block to go on from, and its input."""
     keys: list[Tensor] = []
 
     def keep(key: Tensor) -> Tensor:
@@ -97,7 +102,7 @@ def _loss(handle: ModelHandle, rows: TargetRows, layer: int, matrix: Tensor, res
         return key
 
     with (
-        resume(handle, layer, resid_pre),
+        resume(handle, *entered),
         patch(handle, key_hook(layer), keep),
         patch(handle, rewrite_hook(layer), lambda output: output + Dense(matrix).move(keys[0])),
     ):

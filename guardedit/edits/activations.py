@@ -19,10 +19,11 @@ from guardedit.models import installed as registry
 from guardedit.models.handle import ModelHandle
 from guardedit.models.hooks import HookPoint, key_hook, rewrite_hook
 from guardedit.models.installed import deciding
+from guardedit.records import is_activation
 
 __all__ = [
-    "ActivationChange", "Everywhere", "Gate", "KeyMatch", "Move", "Push", "TokenMatch", "deciding", "install",
-    "installed", "is_activation", "uninstall",
+    "ActivationChange", "Everywhere", "Gate", "KeyMatch", "Move", "Push", "TokenMatch", "check_fit", "deciding",
+    "install", "installed", "is_activation", "uninstall",
 ]  # fmt: skip
 
 _NO_BOUND = 1_000_000
@@ -77,11 +78,6 @@ class ActivationChange:
         return min(max(0, point.layer - (point.point == "hook_resid_pre")) for point in points)
 
     @property
-    def rewrites(self) -> bool:
-        """False: no weight is changed."""
-        return False
-
-    @property
     def acts_at(self) -> HookPoint:
         """Where it acts."""
         named = self.action.hook_name if isinstance(self.action, Push) else rewrite_hook(self.layer)
@@ -96,6 +92,11 @@ class ActivationChange:
         return tuple(HookPoint.parse(name, _NO_BOUND) for name in named)
 
     @property
+    def moves(self) -> bool:
+        """Whether it adds ΔW x, as an update of the layer's rewrite module would."""
+        return isinstance(self.action, Move)
+
+    @property
     def delta_norm(self) -> float:
         """‖ΔW‖ or ‖direction‖."""
         moved = self.action
@@ -108,17 +109,12 @@ class ActivationChange:
         return self.action.update.rank if isinstance(self.action, Move) else 1
 
 
-def is_activation(parameter: str) -> bool:
-    """Whether a name in a manifest is that of an activation edit."""
-    return parameter.startswith("activation.")
-
-
 def install(handle: ModelHandle, change: ActivationChange) -> None:
     """Put an edit in force in the handle's model, until `uninstall`; `model.generate` follows it too.
 
     Raises BadRequestError where it does not fit the model or is installed already.
     """
-    _check_fit(handle, change)
+    check_fit(handle, change)
     registry.put(handle, Acting(change))
 
 
@@ -158,7 +154,7 @@ def _check_places(change: ActivationChange) -> None:
         )
 
 
-def _check_fit(handle: ModelHandle, change: ActivationChange) -> None:
+def check_fit(handle: ModelHandle, change: ActivationChange) -> None:
     """Raise BadRequestError unless the model has the places, with as many entries as the edit's vectors."""
     action, where, gate = change.action, change.where, change.gate
     keys, values = key_hook(change.layer), rewrite_hook(change.layer)

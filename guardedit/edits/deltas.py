@@ -1,6 +1,7 @@
 """Deltas: save them, rehearse them, write them, take them back.
 
-The only place that writes a Parameter. Weights are `(d_out, d_in)` here, whatever the model's own layout.
+Weights are `(d_out, d_in)` here, whatever the model's own layout. Activation edits are installed and taken out where
+updates are written and taken back.
 """
 
 from __future__ import annotations
@@ -14,16 +15,22 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor
 
-from guardedit.edits.updates import Dense, EditDelta, LowRank, Update, WeightChange
+from guardedit.edits.activation_notes import note_of
+from guardedit.edits.activations import ActivationChange, check_fit, installed
+from guardedit.edits.images import image_of_bytes, raw_bytes, restore, saved
+from guardedit.edits.updates import Change, Dense, EditDelta, LowRank, Update, WeightChange
 from guardedit.errors import BadRequestError, IntegrityError, SolveError
 from guardedit.models.handle import ModelHandle, tensor_digest
 from guardedit.models.hooks import key_hook, patch, rewrite_hook
-from guardedit.records import DeltaRecord, TensorChange, digest_of_bytes
+from guardedit.records import ABSENT, DeltaRecord, TensorChange, digest_of_bytes
 
 __all__ = [
-    "Dense", "EditDelta", "LowRank", "Update", "WeightChange", "change_of", "decode", "encode", "post_images",
-    "raw_bytes", "record_of", "rehearsed", "restore", "written",
+    "ActivationChange", "Dense", "EditDelta", "LowRank", "Update", "WeightChange", "change_of", "decode", "encode",
+    "post_images", "raw_bytes", "record_of", "rehearsed", "restore", "saved", "written",
 ]  # fmt: skip
+
+
+_ACTIVATION = "activation"
 
 
 def change_of(handle: ModelHandle, parameter: str, update: Update) -> WeightChange:
@@ -36,13 +43,18 @@ def change_of(handle: ModelHandle, parameter: str, update: Update) -> WeightChan
 def post_images(handle: ModelHandle, delta: EditDelta) -> dict[str, Tensor]:
     """Each touched parameter as it will be: W + ΔW in float64, cast last, in the model's own layout.
 
-    Raises SolveError if an entry is not finite, BadRequestError if the delta was solved for another model.
+    An activation edit's image is its bytes. Raises SolveError if an entry is not finite or an activation edit is in
+    force already, BadRequestError if the delta was solved for another model.
     """
     _require_fit(handle, delta)
     return {change.parameter: _post_image(handle, change) for change in delta.changes}
 
 
-def _post_image(handle: ModelHandle, change: WeightChange) -> Tensor:
+def _post_image(handle: ModelHandle, change: Change) -> Tensor:
+    if isinstance(change, ActivationChange):
+        if change.parameter in installed(handle):
+            raise SolveError(f"{change.parameter} is in force in {handle.name} already; nothing would change")
+        return image_of_bytes(change.data)
     weight = handle.oriented(change.parameter).detach()
     cast = (weight.double() + change.update.dense().to(weight.device)).to(weight.dtype)
     if not torch.isfinite(cast).all():
@@ -57,6 +69,9 @@ def _require_fit(handle: ModelHandle, delta: EditDelta) -> None:
     # A tied parameter has a second name, which the model does not list: under it, it could be written twice.
     listed = {name for name, _ in handle.model.named_parameters()}
     for change in delta.changes:
+        if isinstance(change, ActivationChange):
+            check_fit(handle, change)
+            continue
         name, shape = change.parameter, None
         if change.rewrites and change.layer is not None:
             name = handle.rewrite_parameter(change.layer)
@@ -76,23 +91,19 @@ def _same_place(handle: ModelHandle, name: str, change: WeightChange) -> bool:
     return (real.parameter, real.layer, real.rewrites) == (change.parameter, change.layer, change.rewrites)
 
 
-def raw_bytes(tensor: Tensor) -> bytes:
-    """The tensor's entries as little-endian bytes in row order, as they stand in a safetensors file."""
-    flat = tensor.detach().cpu().contiguous().view(-1)
-    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
-
-
 def encode(delta: EditDelta) -> bytes:
     """The updates' tensors as the bytes of a safetensors file; equal deltas give equal bytes.
 
     Their names are `parameter|place|factor`; the place is a rewrite module's layer ("5"), the block of another
-    parameter ("block 5"), or "outside" the blocks.
+    parameter ("block 5"), or "outside" the blocks. An activation edit is one tensor, `parameter|activation|bytes`.
     """
-    tensors = {
-        f"{change.parameter}|{_place(change)}|{name}": tensor.contiguous()
-        for change in delta.changes
-        for name, tensor in change.update.tensors().items()
-    }
+    tensors: dict[str, Tensor] = {}
+    for change in delta.changes:
+        if isinstance(change, ActivationChange):
+            tensors[f"{change.parameter}|{_ACTIVATION}|bytes"] = image_of_bytes(change.data)
+            continue
+        for name, tensor in change.update.tensors().items():
+            tensors[f"{change.parameter}|{_place(change)}|{name}"] = tensor.contiguous()
     return save_bytes(tensors)
 
 
@@ -118,7 +129,7 @@ def decode(data: bytes, record: DeltaRecord) -> EditDelta:
         raise IntegrityError(f"the delta file is not one that `encode` wrote: {error}") from error
 
 
-def _changes(tensors: dict[str, Tensor]) -> tuple[WeightChange, ...]:
+def _changes(tensors: dict[str, Tensor]) -> tuple[Change, ...]:
     factors: dict[tuple[str, str], dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         parameter, place, name = key.split("|")
@@ -128,7 +139,12 @@ def _changes(tensors: dict[str, Tensor]) -> tuple[WeightChange, ...]:
     return tuple(sorted(changes, key=lambda c: (-1 if c.layer is None else c.layer, c.parameter)))
 
 
-def _change(parameter: str, place: str, named: dict[str, Tensor]) -> WeightChange:
+def _change(parameter: str, place: str, named: dict[str, Tensor]) -> Change:
+    if place == _ACTIVATION:
+        change = ActivationChange.from_bytes(raw_bytes(named.pop("bytes")))
+        if named or change.parameter != parameter:
+            raise ValueError(f"the bytes of {parameter} are those of {change.parameter}")
+        return change
     update = _update(named)
     if place == "outside":
         return WeightChange(parameter, None, update, rewrites=False)
@@ -164,7 +180,9 @@ def record_of(
     )
 
 
-def _change_record(handle: ModelHandle, change: WeightChange, image: Tensor) -> TensorChange:
+def _change_record(handle: ModelHandle, change: Change, image: Tensor) -> TensorChange:
+    if isinstance(change, ActivationChange):
+        return _activation_record(handle, change, image)
     stored = handle.model.get_parameter(change.parameter)
     return TensorChange(
         parameter=change.parameter,
@@ -179,43 +197,33 @@ def _change_record(handle: ModelHandle, change: WeightChange, image: Tensor) -> 
     )
 
 
-def restore(handle: ModelHandle, images: dict[str, Tensor]) -> None:
-    """Put stored bytes into the model's parameters, in place.
-
-    Raises IntegrityError, before anything is written, where name, shape or dtype are not the model's: `copy_` would
-    broadcast and cast.
-    """
-    named = {name: _stored(handle, name, image) for name, image in images.items()}
-    with torch.no_grad():
-        for name, image in images.items():
-            named[name].copy_(image)
-
-
-def _stored(handle: ModelHandle, name: str, image: Tensor) -> Tensor:
-    """The parameter that `image` is to replace."""
-    try:
-        stored: Tensor = handle.model.get_parameter(name)
-    except AttributeError as error:
-        raise IntegrityError(f"{handle.name} has no parameter {name}") from error
-    if (image.shape, image.dtype) != (stored.shape, stored.dtype):
-        raise IntegrityError(
-            f"stored bytes of {name} are {image.dtype} {list(image.shape)}, "
-            f"the model has {stored.dtype} {list(stored.shape)}"
-        )
-    return stored
+def _activation_record(handle: ModelHandle, change: ActivationChange, image: Tensor) -> TensorChange:
+    rewritten = handle.weight(change.layer).detach().double().norm() if change.moves else 0.0
+    return TensorChange(
+        parameter=change.parameter,
+        layer=change.layer,
+        shape=tuple(image.shape),
+        dtype=_ACTIVATION,
+        rank=change.rank,
+        delta_norm=change.delta_norm,
+        weight_norm=float(rewritten),
+        digest_before=ABSENT,
+        digest_after=tensor_digest(image),
+        acts=note_of(change),
+    )
 
 
 @contextmanager
 def written(handle: ModelHandle, delta: EditDelta) -> Iterator[ModelHandle]:
     """The model with the edit in its weights; on leaving, also by an exception, the old bytes are back."""
     images = post_images(handle, delta)
-    saved = {name: handle.model.get_parameter(name).detach().clone() for name in images}
+    kept = saved(handle, images)
     try:
         restore(handle, images)
         images.clear()
         yield handle
     finally:
-        restore(handle, saved)
+        restore(handle, kept)
 
 
 @contextmanager
@@ -223,6 +231,7 @@ def rehearsed(handle: ModelHandle, delta: EditDelta) -> Iterator[ModelHandle]:
     """The model as if edited: each rewrite module adds ΔW x to its output; no weight is written.
 
     A delta that touches anything else is `written` for the time being: the bytes are back afterwards all the same.
+    Activation edits are installed for the time being.
     Raises BadRequestError if the delta was solved for another model.
     """
     with ExitStack() as stack:

@@ -7,12 +7,16 @@ act on a key space, so they alone can be rehearsed by a hook and scored in close
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from guardedit.errors import SolveError
+
+if TYPE_CHECKING:
+    from guardedit.edits.activations import ActivationChange
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,12 +102,24 @@ class WeightChange:
         if self.rewrites and self.layer is None:
             raise SolveError(f"{self.parameter} is called a rewrite module and lies in no layer")
 
+    @property
+    def lowest_layer(self) -> int:
+        """The lowest block that is touched; 0, below which nothing is, for a parameter outside the blocks."""
+        return self.layer or 0
+
+
+Change: TypeAlias = "WeightChange | ActivationChange"
+"""What a delta is made of: both have a `parameter`, a `layer` and a `lowest_layer`."""
+
 
 @dataclass(frozen=True, eq=False)
 class EditDelta:
-    """A solved edit: updates of one or more parameters, at most one each, and how they were found."""
+    """A solved edit: updates of one or more parameters, at most one each, and how they were found.
 
-    changes: tuple[WeightChange, ...]
+    Beside updates of weights, or instead of them, it may bring activation edits.
+    """
+
+    changes: tuple[Change, ...]
     editor: str
     hparams: dict[str, float | int | str | bool | None]
     diagnostics: dict[str, float | int | str | bool | None]
@@ -127,18 +143,29 @@ class EditDelta:
     @property
     def layers(self) -> tuple[int, ...]:
         """Layers whose rewrite module is changed, lowest first."""
-        return tuple(sorted(c.layer for c in self.changes if c.rewrites and c.layer is not None))
+        return tuple(sorted(change.layer or 0 for change in self._rewrites))
 
     @property
     def touches_only_rewrite_modules(self) -> bool:
         """Nothing but rewrite modules is changed: at each layer a token with key x moves by ΔW x."""
-        return all(change.rewrites for change in self.changes)
+        return len(self._rewrites) == len(self.changes)
 
     @property
     def lowest_layer(self) -> int:
         """The lowest block that is touched; 0, below which nothing is, with a parameter outside the blocks."""
-        return min((change.layer or 0 for change in self.changes), default=0)
+        return min((change.lowest_layer for change in self.changes), default=0)
+
+    @property
+    def activation_edits(self) -> tuple[ActivationChange, ...]:
+        """Changes that act on activations and leave the weights alone."""
+        return tuple(change for change in self.changes if not isinstance(change, WeightChange))
+
+    @property
+    def _rewrites(self) -> tuple[WeightChange, ...]:
+        return tuple(
+            change for change in self.changes if isinstance(change, WeightChange) and change.rewrites
+        )
 
     def update(self, layer: int) -> Update:
         """The update of a layer's rewrite module; KeyError where there is none."""
-        return {change.layer: change.update for change in self.changes if change.rewrites}[layer]
+        return {change.layer: change.update for change in self._rewrites}[layer]

@@ -15,9 +15,9 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from guardedit.edits.deltas import EditDelta, post_images, restore
+from guardedit.edits.deltas import EditDelta, post_images, restore, saved
 from guardedit.models.handle import ModelHandle
-from guardedit.records import EditRequest
+from guardedit.records import EditRequest, is_activation
 
 Ask = Callable[[str], str]
 """A prompt as it is put while an edit is in force."""
@@ -90,11 +90,11 @@ class Session:
             self._asks.append(self._stack.enter_context(edit.in_force(self.handle)))
             return
         images = post_images(self.handle, edit)
-        if self._head_parameters() & {id(self.handle.model.get_parameter(name)) for name in images}:
+        weights = [name for name in images if not is_activation(name)]
+        if self._head_parameters() & {id(self.handle.model.get_parameter(name)) for name in weights}:
             self._keep_head()
-        for name in images:
-            # Only the first edit of a tensor finds the bytes that are to be put back.
-            self._saved.setdefault(name, self.handle.model.get_parameter(name).detach().clone())
+        # Only the first edit of a tensor finds the bytes that are to be put back.
+        self._saved |= saved(self.handle, images.keys() - self._saved.keys())
         restore(self.handle, images)
 
     def _head_parameters(self) -> set[int]:

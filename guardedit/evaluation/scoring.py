@@ -1,8 +1,9 @@
 """Score targets after prompts: what every metric is made of.
 
 A layout is made once and run on the model before and after an edit, so both sides see the same rows, padding and
-batches. A row that is the beginning of another one (the same prompt with a one-token and a two-token target) is not
-run by itself: attention is causal, so the longer row holds its answer.
+batches. A row that is the beginning of another one of the same prompt (with a one-token and a two-token target) is not
+run by itself: attention is causal, so the longer row holds its answer. Rows of different prompts stay apart: an
+activation edit decides from the whole prompt, and from nothing behind it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from guardedit.models import tokens
 from guardedit.models.handle import ModelHandle, preserved
+from guardedit.models.installed import deciding
 from guardedit.records import Record
 
 Pair = tuple[str, str]
@@ -46,7 +48,7 @@ class _Target:
     row: int
     """Index into the layout's rows."""
     first: int
-    """Position that predicts the target's first token."""
+    """Position that predicts the target's first token: the prompt's last."""
     ids: tuple[int, ...]
 
 
@@ -57,6 +59,8 @@ class Layout:
     batches: tuple[tuple[int, ...], ...]
     rows: tuple[tuple[int, ...], ...]
     targets: tuple[_Target, ...]
+    prompt_lengths: tuple[int, ...]
+    """A row each: tokens of its prompt."""
     ends: tuple[tuple[int, int], ...] = ()
     """(row, position) of each prompt's last token."""
 
@@ -82,11 +86,13 @@ def lay_out(
     """Tokenise the pairs, and the prompts whose `ends` are wanted, into few rows; see the module's head."""
     wanted = [_split(handle, prompt, target) for prompt, target in pairs]
     bare = [tuple(tokens.tokenise(handle, prompt).ids) for prompt in ends]
-    rows, carrier = _merge({row for row, _, _ in wanted} | set(bare))
-    targets = tuple(_Target(carrier[row], first, ids) for row, first, ids in wanted)
+    asked = {(row, first + 1) for row, first, _ in wanted} | {(row, len(row)) for row in bare}
+    rows, lengths, carrier = _merge(asked)
+    targets = tuple(_Target(carrier[row, first + 1], first, ids) for row, first, ids in wanted)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     batches = tuple(tuple(order[at : at + batch_size]) for at in range(0, len(order), batch_size))
-    return Layout(batches, tuple(rows), targets, tuple((carrier[row], len(row) - 1) for row in bare))
+    at = tuple((carrier[row, len(row)], len(row) - 1) for row in bare)
+    return Layout(batches, rows, targets, lengths, at)
 
 
 def run(handle: ModelHandle, layout: Layout) -> Scored:
@@ -125,23 +131,32 @@ def _split(handle: ModelHandle, prompt: str, target: str) -> tuple[tuple[int, ..
     return tuple(ids[:-1]), start - 1, tuple(ids[start:])
 
 
-def _merge(rows: set[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], dict[tuple[int, ...], int]]:
-    """The rows that are no beginning of another, and for every row the index of one that holds it."""
-    kept: list[tuple[int, ...]] = []
-    carrier: dict[tuple[int, ...], int] = {}
+def _merge(
+    asked: set[tuple[tuple[int, ...], int]],
+) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...], dict[tuple[tuple[int, ...], int], int]]:
+    """Of rows with their prompts' lengths, those that are no beginning of another with a prompt as long; their prompts'
+    lengths; and for every row the index of one that holds it."""
+    holds: dict[tuple[tuple[int, ...], int], tuple[tuple[int, ...], int]] = {}
+    last: dict[int, tuple[int, ...]] = {}
     # Sorted backwards, a row comes directly after one that it is the beginning of, if there is any.
-    for row in sorted(rows, reverse=True):
-        if not kept or kept[-1][: len(row)] != row:
-            kept.append(row)
-        carrier[row] = len(kept) - 1
-    return kept, carrier
+    for row, length in sorted(asked, reverse=True):
+        if last.get(length, ())[: len(row)] != row:
+            last[length] = row
+        holds[row, length] = last[length], length
+    kept = sorted(set(holds.values()), reverse=True)
+    number = {one: index for index, one in enumerate(kept)}
+    rows, lengths = (row for row, _ in kept), (length for _, length in kept)
+    return tuple(rows), tuple(lengths), {one: number[held] for one, held in holds.items()}
 
 
 def _hidden(handle: ModelHandle, layout: Layout, batch: tuple[int, ...]) -> tuple[Tensor, dict[int, int]]:
     """Final hidden states of one batch of rows, and row -> place in it."""
     rows = [tokens.Tokens(list(layout.rows[i]), [(0, 0)] * len(layout.rows[i])) for i in batch]
     padded = tokens.pad(handle, rows)
-    hidden = handle.hidden(padded["input_ids"], padded["attention_mask"])
+    columns = torch.arange(padded["input_ids"].shape[1])
+    prompts = columns < torch.tensor([layout.prompt_lengths[i] for i in batch])[:, None]
+    with deciding(handle, prompts):
+        hidden = handle.hidden(padded["input_ids"], padded["attention_mask"])
     return hidden, {row: at for at, row in enumerate(batch)}
 
 

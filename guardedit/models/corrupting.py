@@ -17,6 +17,7 @@ from torch import Tensor
 from guardedit.errors import BadRequestError
 from guardedit.models.handle import ModelHandle
 from guardedit.models.hooks import Replace, patch_embedding, record
+from guardedit.models.installed import edits_of
 from guardedit.models.suffix import past_of
 
 KINDS = ("residual", "mlp", "attention")
@@ -112,9 +113,15 @@ class Runs:
 def runs_of(handle: ModelHandle, fact: Fact, sigma: float, settings: TraceSettings) -> Runs:
     """Both runs of a fact, with noise of size `sigma`.
 
-    Raises BadRequestError where the model's top-1 token is not the expected answer's first, and for a subject that no
-    token covers.
+    Raises BadRequestError where the model's top-1 token is not the expected answer's first, for a subject that no
+    token covers, and for a model with activation edits, whose passes cannot be cut in pieces.
     """
+    edits = ", ".join(edits_of(handle))
+    if edits:
+        raise BadRequestError(
+            f"{handle.name} has activation edits ({edits}): what they decide from a whole prompt cannot be traced "
+            "token by token; trace the base model"
+        )
     encoded = handle.encode([fact.filled])
     ids, mask = encoded["input_ids"], encoded["attention_mask"]
     subject = subject_tokens(fact, encoded["offsets"][0])

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from guardedit.errors import BadModelError, BadRequestError
-from guardedit.models import tokens
+from guardedit.models import installed, tokens
 from guardedit.models.architectures import Architecture
 from guardedit.models.hooks import HookPoint
-from guardedit.records import digest_of
+from guardedit.records import digest_of, digest_of_bytes, is_activation
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,10 @@ class ModelHandle:
         return parameter
 
     def layer_of(self, parameter: str) -> int | None:
-        """The block that a parameter lies in; None for embeddings, final norm and unembedding."""
+        """The block that a parameter lies in, or the lowest one of an activation edit; None for embeddings, final norm
+        and unembedding."""
+        if is_activation(parameter):
+            return int(parameter.split(".")[1])
         prefix = f"{self.architecture.layers}."
         return int(parameter.removeprefix(prefix).split(".", 1)[0]) if parameter.startswith(prefix) else None
 
@@ -175,9 +178,16 @@ class ModelHandle:
         return str(self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
 
     def manifest(self) -> dict[str, str]:
-        """Parameter name -> `sha256:…` of its raw bytes, read now; tied parameters appear once."""
+        """Parameter name -> `sha256:…` of its raw bytes, read now; tied parameters appear once.
+
+        Activation edits in force are in it, by their names and bytes.
+        """
         named = self.model.named_parameters()
-        return {name: tensor_digest(self.present(name, parameter)) for name, parameter in named}
+        weights = {name: tensor_digest(self.present(name, parameter)) for name, parameter in named}
+        return weights | self._activation_digests()
+
+    def _activation_digests(self) -> dict[str, str]:
+        return {name: digest_of_bytes(edit.data) for name, edit in installed.edits_of(self).items()}
 
     def digest(self) -> str:
         """`sha256:…` of the manifest's canonical JSON."""
@@ -190,14 +200,24 @@ class ModelHandle:
     def hook_digest(self, hook_name: str, manifest: Mapping[str, str] | None = None) -> str:
         """Digest of the parameters upstream of a hook: what an activation recorded there depends on.
 
-        With `manifest`, the digest for another version of the same model, without its weights.
+        Activation edits that act upstream of it, or there, are among them. With `manifest`, the digest for another
+        version of the same model, without its weights.
         """
         point = HookPoint.parse(hook_name, self.n_layers)
         named = dict(self.model.named_parameters())
         upstream = [name for name in named if self._is_upstream(name, point)]
+        known = self._activation_digests() if manifest is None else manifest
+        edits = {name: known[name] for name in known if is_activation(name) and self._acts_by(name, point)}
         if manifest is not None:
-            return digest_of({name: manifest[name] for name in upstream})
-        return digest_of({name: tensor_digest(self.present(name, named[name])) for name in upstream})
+            return digest_of(edits | {name: manifest[name] for name in upstream})
+        return digest_of(edits | {name: tensor_digest(self.present(name, named[name])) for name in upstream})
+
+    def _acts_by(self, parameter: str, point: HookPoint) -> bool:
+        """Whether an activation edit can influence the activation at `point`; of one that is not installed, its name
+        says no more than its lowest block."""
+        edit = installed.edits_of(self).get(parameter)
+        lowest = HookPoint(self.layer_of(parameter) or 0, 0)
+        return (lowest if edit is None else edit.acts_at) <= point
 
     def _is_upstream(self, parameter: str, point: HookPoint) -> bool:
         """Whether `parameter` can influence the activation at `point`."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from guardedit.errors import BadRequestError
+from guardedit.models.installed import deciding
 
 if TYPE_CHECKING:
     from guardedit.models.handle import ModelHandle
@@ -121,7 +122,8 @@ def _target_logprobs(handle: ModelHandle, batch: dict[str, Tensor]) -> list[Tens
     input_ids, mask = batch["input_ids"], batch["target_mask"]
     if bool(mask[:, 0].any()):
         raise BadRequestError("a target needs at least one token before it; give a non-empty prompt")
-    hidden = handle.hidden(input_ids, batch["attention_mask"])
+    with deciding(handle, batch["attention_mask"].bool() & ~mask):
+        hidden = handle.hidden(input_ids, batch["attention_mask"])
     before = torch.zeros_like(mask)
     before[:, :-1] = mask[:, 1:]
     logprobs = handle.logits_at(hidden, before).float().log_softmax(-1)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from guardedit.drift.measure import drift_cache, measure_drift
 from guardedit.drift.probes import FAR_TOKENS, FAR_TOKENS_THOROUGH, ProbeSet, build_probes
 from guardedit.drift.sides import BaseSide, base_side
-from guardedit.edits.deltas import restore
+from guardedit.edits.deltas import restore, saved
 from guardedit.errors import IntegrityError
 from guardedit.models.handle import ModelHandle
 from guardedit.pipeline.workspace import Workspace
@@ -96,9 +96,9 @@ def at_base(workspace: Workspace) -> Iterator[ModelHandle]:
     """The loaded model as the lineage's first version; the live bytes are back afterwards."""
     handle = workspace.handle
     changed = workspace.store.live_overrides()
-    saved = {name: handle.model.get_parameter(name).detach().clone() for name in changed}
+    kept = saved(handle, changed)
     restore(handle, {name: workspace.tensor(name, "base") for name in changed})
     try:
         yield handle
     finally:
-        restore(handle, saved)
+        restore(handle, kept)

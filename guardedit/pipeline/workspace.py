@@ -17,7 +17,7 @@ from torch import Tensor
 from guardedit.audit.ledger import Entry, Ledger
 from guardedit.audit.versions import VersionStore
 from guardedit.config import Settings, current_user
-from guardedit.edits.deltas import EditDelta, decode, restore
+from guardedit.edits.deltas import EditDelta, decode, restore, saved
 from guardedit.errors import IntegrityError, NotFoundError, StaleError
 from guardedit.gate.states import Event, State, replay
 from guardedit.models.handle import ModelHandle
@@ -28,7 +28,10 @@ from guardedit.records import Decision, Plan, parse_record
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share of it that is done, 0 to 1."""
 
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+_DTYPES = {
+    "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64, "U8": torch.uint8,
+}  # fmt: skip
+"""U8 are the bytes of an activation edit."""
 
 
 def _silent(_: str, __: float) -> None:
@@ -88,7 +91,8 @@ class Workspace:
         if "handle" not in vars(self) or not self.store.exists or self.store.digest() == self._at:
             return
         live = self.store.manifest()
-        stale = [name for name, digest in self.handle.manifest().items() if live[name] != digest]
+        here = self.handle.manifest()
+        stale = [name for name in here.keys() | live.keys() if live.get(name) != here.get(name)]
         restore(self.handle, {name: self.tensor(name) for name in stale})
         self._compare(self.handle)
 
@@ -97,9 +101,9 @@ class Workspace:
         """The staged copy, read back from its bytes on disk; the live model's bytes are back afterwards."""
         version_ = self.store.staged(edit_id)
         spans = {t.parameter: t for t in version_.record.tensors}
-        saved = {name: self.handle.model.get_parameter(name).detach().clone() for name in spans}
+        kept = saved(self.handle, spans)
         images = {
-            name: tensor_like(saved[name], (version_.folder / "post" / f"{name}.bin").read_bytes())
+            name: tensor_like(kept[name], (version_.folder / "post" / f"{name}.bin").read_bytes())
             for name in spans
         }
         try:
@@ -108,7 +112,7 @@ class Workspace:
                 raise IntegrityError(f"the staged copy of {edit_id} is not {version_.digest}")
             yield self.handle
         finally:
-            restore(self.handle, saved)
+            restore(self.handle, kept)
 
     # -- plans and their history
 
@@ -192,9 +196,14 @@ def tensor_from(data: bytes, dtype: str, shape: tuple[int, ...]) -> Tensor:
     """A tensor of raw little-endian bytes; `dtype` is safetensors' word."""
     if dtype not in _DTYPES:
         raise IntegrityError(f"a stored tensor has the type {dtype!r}; known are {', '.join(_DTYPES)}")
-    return torch.frombuffer(bytearray(data), dtype=_DTYPES[dtype]).reshape(shape)
+    return _from_bytes(data, _DTYPES[dtype]).reshape(shape)
 
 
 def tensor_like(tensor: Tensor, data: bytes) -> Tensor:
-    """Raw bytes as a tensor of the same type and shape."""
-    return torch.frombuffer(bytearray(data), dtype=tensor.dtype).reshape(tensor.shape)
+    """Raw bytes as a tensor of the same type and shape; those of an activation edit may be more than there were."""
+    found = _from_bytes(data, tensor.dtype)
+    return found if tensor.dtype == torch.uint8 else found.reshape(tensor.shape)
+
+
+def _from_bytes(data: bytes, dtype: torch.dtype) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)

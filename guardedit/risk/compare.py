@@ -13,6 +13,7 @@ from torch import Tensor
 from guardedit.edits.deltas import EditDelta, rehearsed
 from guardedit.models.handle import ModelHandle
 from guardedit.models.hooks import record, resume
+from guardedit.models.installed import whole_from
 from guardedit.records import Scope
 
 BATCH = 16
@@ -60,7 +61,8 @@ def _both_sides(
 ) -> tuple[Float[Tensor, "n vocab"], Float[Tensor, "n vocab"]]:
     """Log-probabilities (nats, float64) at the last position, before and rehearsed."""
     batches = [handle.encode(prompts[start : start + BATCH]) for start in range(0, len(prompts), BATCH)]
-    name, before, entered = f"blocks.{delta.lowest_layer}.hook_resid_pre", [], []
+    start = whole_from(handle, delta.lowest_layer)
+    name, before, entered = f"blocks.{start}.hook_resid_pre", [], []
     for batch in batches:
         with record(handle, [name]) as seen:
             before.append(_last_logprobs(handle, batch["input_ids"], batch["attention_mask"]))
@@ -69,7 +71,7 @@ def _both_sides(
     with rehearsed(handle, delta):
         for batch, resid_pre in zip(batches, entered, strict=True):
             # At layer 0 an edit may have moved the embeddings, so nothing is taken over.
-            with resume(handle, delta.lowest_layer, resid_pre) if delta.lowest_layer else nullcontext():
+            with resume(handle, start, resid_pre) if start else nullcontext():
                 after.append(_last_logprobs(handle, batch["input_ids"], batch["attention_mask"]))
     return torch.cat(before), torch.cat(after)
 

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
-from guardedit.edits.deltas import EditDelta
-from guardedit.models.handle import preserved
+from guardedit.edits.deltas import EditDelta, WeightChange
+from guardedit.edits.updates import Change
+from guardedit.errors import MissingStatisticsError
+from guardedit.models.handle import ModelHandle, preserved
 from guardedit.records import EditRequest, LatentLeak, Score, TokenMove
 from guardedit.risk.context import RiskContext, entropy_count
 from guardedit.risk.delta_view import DeltaView, LayerPart
@@ -120,14 +122,25 @@ def leakage_explained(view: DeltaView) -> Measured:
 def delta_norm_ratio(view: DeltaView) -> Measured:
     """‖ΔW‖ / ‖W‖ (Frobenius), the largest over the changed parameters. Ratio, 0 upwards.
 
+    Of an activation edit that adds ΔW x, W is the rewrite module's weight.
     Leads among the free scores where the size of the change varies (research: 0.75 over 80 cases). Source: PRUNE, D4S.
     """
     handle = view.context.handle
-    ratios = [
-        float(change.update.dense().norm() / handle.oriented(change.parameter).detach().double().norm())
-        for change in view.delta.changes
-    ]
+    ratios = [_ratio(handle, change) for change in view.delta.changes]
     return Measured(max(ratios, default=float("nan")), len(ratios))
+
+
+def _ratio(handle: ModelHandle, change: Change) -> float:
+    """‖ΔW‖ / ‖W‖; of an activation edit that adds ΔW x, W is the weight it adds to."""
+    if isinstance(change, WeightChange):
+        norm, weight = float(change.update.dense().norm()), handle.oriented(change.parameter)
+    elif change.moves:
+        norm, weight = change.delta_norm, handle.weight(change.layer)
+    else:
+        raise MissingStatisticsError(
+            f"the edit is an activation edit that pushes in layer {change.layer}: there is no weight to compare it with"
+        )
+    return norm / float(weight.detach().double().norm())
 
 
 DELTA_SCORES: dict[str, ScoreRule[DeltaView]] = {

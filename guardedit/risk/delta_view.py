@@ -94,6 +94,12 @@ class DeltaView:
 
     def _require_measurable(self, contexts: dict[int, RiskContext]) -> None:
         delta = self.delta
+        if delta.activation_edits:
+            gated = any(one.gate is not None for one in delta.activation_edits)
+            raise MissingStatisticsError(
+                f"the edit is {'a gated' if gated else 'an'} activation edit: it acts where its rule picks a position"
+                f"{' and its gate fires' if gated else ''}, so its effect on a key does not follow from ΔW alone"
+            )
         if not delta.touches_only_rewrite_modules:
             raise MissingStatisticsError(
                 f"the delta changes {len(delta.changes)} parameters, not only rewrite modules: what it does to a key "
