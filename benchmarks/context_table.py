@@ -16,11 +16,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.context_prompts import KINDS, Asked, asked
@@ -44,10 +46,10 @@ from guardedit.models.handle import ModelHandle
 from guardedit.models.hooks import key_hook, record
 from guardedit.pipeline import Guard
 from guardedit.pipeline import open as open_guard
-from guardedit.records import EditRequest, canonical
+from guardedit.records import EditRequest, canonical, digest_of
 
 SEED = 0
-GATES = ("activations", "latents", "distance")
+GATES = ("both", "latents", "activations", "distance")
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,31 +80,41 @@ def cases_of(guard: Guard, data: Path, out: Path, split: str, count: int) -> lis
 # -- gates
 
 
-def trained(guard: Guard, kind: str, hparams: ContextualHparams) -> Trained:
+def trained(guard: Guard, kind: str, hparams: ContextualHparams, out: Path) -> Trained:
     """The gates of one kind of context, all fitted to the same prompts."""
     hook, handle = key_hook(hparams.layer), guard.handle
     sae = guard.kit.saes[hook]
     made = examples(handle, _any_request(kind), hparams.gate_examples, SEED)
-    means = pooled(handle, [one.text for one in made], hook, sae)
-    on_acts, quality = fit_gate(made, means, hook, "activations", None, hparams.false_fire, SEED)
-    on_latents, sparse = fit_gate(made, means, hook, "latents", sae, hparams.false_fire, SEED)
-    centre, limit = _distance(made, means, hparams.false_fire)
-
-    def of_latents(_: Tensor, latents: Tensor) -> Tensor:
-        return on_latents.logit(latents[:, list(on_latents.latents)].clamp(min=0).sqrt())
-
-    logits = {
-        "activations": lambda acts, _: on_acts.logit(acts @ on_acts.w_enc.T),
-        "latents": of_latents,
-        "distance": lambda acts, _: -(acts - centre).norm(dim=1),
+    kept = out / f"means_{kind}_{len(made)}_{digest_of([one.text for one in made])[7:19]}.safetensors"
+    if not kept.is_file():
+        found = pooled(handle, [one.text for one in made], hook, sae)
+        save_file({"acts": found.acts, "latents": found.latents}, kept)  # type: ignore[dict-item]
+    means = Pooled(**load_file(kept))
+    fits = {
+        name: fit_gate(made, means, hook, name, sae, hparams.false_fire, SEED)  # type: ignore[arg-type]
+        for name in GATES[:3]
     }
-    words = [f"{sae.labels[n].label} {share:.0%}" for n, share in explained(on_acts, made, means, sae)]
-    about = {
-        "activations": _about(quality), "latents": {**_about(sparse), "n_latents": len(on_latents.latents)},
-        "activations_look_at": words, "latents_look_at": list(on_latents.labels[:8]),
-    }  # fmt: skip
-    limits = {"activations": on_acts.limit, "latents": on_latents.limit, "distance": limit}
-    return Trained(logits, limits, {"activations": on_acts, "latents": on_latents}, about)
+    centre, limit = _distance(made, means, hparams.false_fire)
+    logits: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        name: partial(_logit, gate) for name, (gate, _) in fits.items()
+    }
+    logits["distance"] = lambda acts, _: -(acts - centre).norm(dim=1)
+    gates = {name: gate for name, (gate, _) in fits.items()}
+    about: dict[str, Any] = {name: _about(quality) for name, (_, quality) in fits.items()}
+    about["n_latents"] = gates["latents"].rooted
+    about["latents_look_at"] = list(gates["latents"].labels[:8])
+    about["direction_looks_at"] = [
+        f"{sae.labels[n].label} {share:.0%}" for n, share in explained(gates["activations"], made, means, sae)
+    ]
+    return Trained(
+        logits, {name: gate.limit for name, gate in gates.items()} | {"distance": limit}, gates, about
+    )
+
+
+def _logit(gate: Gate, acts: Tensor, latents: Tensor) -> Tensor:
+    """A gate's logit of prompts whose means are known."""
+    numbers = list(gate.latents[: gate.rooted])
+    return gate.logit(torch.cat([latents[:, numbers], acts @ gate.w_enc[gate.rooted :].T], 1))
 
 
 def _any_request(kind: str) -> EditRequest:
@@ -176,7 +188,7 @@ def rows_of_fact(
     before = _leads(guard, cases[number], prompts)
     found = []
     for index, kind in enumerate(KINDS):
-        change = contextual_change(updates[kind][number], hparams, gates[kind].gates["activations"], kind)
+        change = contextual_change(updates[kind][number], hparams, gates[kind].gates["both"], kind)
         inside = [i for i, one in enumerate(prompts) if (one.kind, one.role) == (kind, "context")]
         with in_force(guard.handle, replace(change, gate=None)):
             after = _leads(guard, cases[number], prompts)
@@ -225,13 +237,11 @@ def _check_gated(
     limits: Mapping[str, float], hparams: ContextualHparams,
 ) -> None:  # fmt: skip
     """The edit as it ships, gate and all, on four prompts: it must do what the rows say."""
-    some = [
-        i for i, row in enumerate(rows) if abs(row["logit"]["activations"] - limits["activations"]) > 0.05
-    ][::4]
+    some = [i for i, row in enumerate(rows) if abs(row["logit"]["both"] - limits["both"]) > 0.05][::4]
     with in_force(guard.handle, change):
         found = _leads(guard, case, [prompts[i] for i in some])
     for i, shown in zip(some, found, strict=True):
-        fires = fired(rows[i], "activations", limits["activations"], hparams.match_least)
+        fires = fired(rows[i], "both", limits["both"], hparams.match_least)
         wanted = rows[i]["after" if fires else "before"]
         if abs(shown["gap"] - wanted["gap"]) > 2e-3:
             raise SystemExit(f"prompt {i} of case {case.case_id}: gated {shown}, rows say {wanted}")
@@ -245,7 +255,7 @@ def fired(row: Mapping[str, Any], gate: str, limit: float, least: float) -> bool
 def run(guard: Guard, data: Path, out: Path, split: str, count: int) -> None:
     """All facts, fact by fact."""
     cases, hparams = cases_of(guard, data, out, split, count), guard.kit.settings("contextual")
-    gates = {kind: trained(guard, kind, hparams) for kind in KINDS}
+    gates = {kind: trained(guard, kind, hparams, out) for kind in KINDS}
     about = {
         "limits": {kind: one.limits for kind, one in gates.items()}, "gates": {k: o.about for k, o in gates.items()},
         "match_least": hparams.match_least, "split": split, "model": guard.handle.digest(),
@@ -304,7 +314,7 @@ def _edits(rows: Sequence[dict[str, Any]], about: Mapping[str, Any]) -> list[str
     stated = [row for row in inside if row["stated"]]
 
     def gated(row: Mapping[str, Any]) -> dict[str, Any]:
-        fires = fired(row, "activations", limits[row["edit"]]["activations"], least)
+        fires = fired(row, "both", limits[row["edit"]]["both"], least)
         found: dict[str, Any] = row["after" if fires else "before"]
         return found
 

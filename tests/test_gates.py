@@ -47,7 +47,7 @@ def logits(gate: Gate, acts: Tensor) -> Tensor:
     return gate.logit(gate.latent_acts(acts))
 
 
-@pytest.mark.parametrize("kind", ["activations", "latents"])
+@pytest.mark.parametrize("kind", ["both", "activations", "latents"])
 def test_a_planted_direction_is_found_and_noise_is_not(kind: str) -> None:
     sae = make_sae(HOOK, d_in=D)
     _, good = fit_gate(made(), planted(8.0), HOOK, kind, sae)  # type: ignore[arg-type]
@@ -66,13 +66,13 @@ def test_a_planted_direction_is_found_and_noise_is_not(kind: str) -> None:
 @pytest.mark.parametrize("false_fire", [0.0, 0.01, 0.1])
 def test_no_larger_share_of_held_out_prompts_outside_fires_than_is_allowed(false_fire: float) -> None:
     for strength in (2.0, 5.0):
-        _, quality = fit_gate(made(), planted(strength), HOOK, false_fire=false_fire)
+        _, quality = fit_gate(made(), planted(strength), HOOK, "both", make_sae(HOOK, d_in=D), false_fire)
         assert quality.fires_outside <= false_fire
 
 
 def test_a_laxer_limit_never_fires_less() -> None:
-    strict, _ = fit_gate(made(), planted(4.0), HOOK, false_fire=0.0)
-    lax, _ = fit_gate(made(), planted(4.0), HOOK, false_fire=0.1)
+    strict, _ = fit_gate(made(), planted(4.0), HOOK, "activations", false_fire=0.0)
+    lax, _ = fit_gate(made(), planted(4.0), HOOK, "activations", false_fire=0.1)
     assert lax.limit < strict.limit
     torch.testing.assert_close(lax.w_enc, strict.w_enc)
 
@@ -83,14 +83,14 @@ def test_a_latent_gate_carries_the_encoder_rows_of_the_latents_it_weighs_and_no_
     assert 0 < len(gate.latents) < sae.d_sae
     picked = list(gate.latents)
     torch.testing.assert_close(gate.latent_acts(means.acts), sae.encode(means.acts)[:, picked].float())
-    assert gate.root and gate.pool == "mean"
+    assert gate.rooted == len(gate.latents) and gate.pool == "mean"
     order = gate.weights.abs().tolist()
     assert order == sorted(order, reverse=True)
 
 
 def test_too_few_examples_and_no_sae_are_refused() -> None:
     with pytest.raises(BadRequestError, match="20 prompts inside and outside"):
-        fit_gate(made(30), planted(4.0, 30), HOOK)
+        fit_gate(made(30), planted(4.0, 30), HOOK, "activations")
     with pytest.raises(BadRequestError, match="needs the SAE"):
         fit_gate(made(), replace(planted(4.0), latents=None), HOOK, "latents")
 
@@ -101,7 +101,7 @@ def test_what_an_activation_gate_looks_at_adds_up_where_latents_say_all() -> Non
     latents = gaussian(N, D, seed=3).float().abs()
     latents[torch.tensor([one.inside for one in made()]), :2] += 2.0
     means = Pooled(latents @ sae.W_dec.float(), latents)
-    gate, _ = fit_gate(made(), means, HOOK)
+    gate, _ = fit_gate(made(), means, HOOK, "activations")
     found = explained(gate, made(), means, sae, top=D)
     assert sum(share for _, share in found) == pytest.approx(1.0, abs=1e-3)
     assert {number for number, _ in found[:2]} == {0, 1}
@@ -134,7 +134,7 @@ def states(handle: ModelHandle, texts: list[str], side: str = "right") -> list[T
     return [row[mask.bool()] for row, mask in zip(hidden, batch["attention_mask"], strict=True)]
 
 
-@pytest.mark.parametrize("kind", ["activations", "latents"])
+@pytest.mark.parametrize("kind", ["both", "activations", "latents"])
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_the_gate_in_force_fires_where_its_fit_says_and_nowhere_else(
     tiny: ModelHandle, kind: str, side: str
@@ -148,11 +148,9 @@ def test_the_gate_in_force_fires_where_its_fit_says_and_nowhere_else(
     sae = make_sae(HOOK, d_in=D)
     means = pooled(tiny, texts, HOOK, sae)
     gate, _ = fit_gate(made(), planted(8.0), HOOK, kind, sae)  # type: ignore[arg-type]
-    if kind == "latents":
-        assert means.latents is not None
-        told = gate.logit(means.latents[:, list(gate.latents)])
-    else:
-        told = gate.logit(means.acts @ gate.w_enc.T)
+    assert means.latents is not None
+    read = [means.latents[:, list(gate.latents[: gate.rooted])], means.acts @ gate.w_enc[gate.rooted :].T]
+    told = gate.logit(torch.cat(read, 1))
     middle = sorted(told.tolist())
     gate = replace(gate, limit=(middle[3] + middle[4]) / 2)
     push = LowRank(gaussian(tiny.d_model, 1, seed=5), gaussian(1, D, seed=6))

@@ -37,8 +37,8 @@ class ContextualHparams(RomeHparams):
 
     openings: int = 4
     """Openings of the context that key and value are found behind, beside the bare prompt."""
-    gate: Kind = "activations"
-    """What the gate reads: the mean key, or a few SAE latents."""
+    gate: Kind = "both"
+    """What the gate reads: some SAE latents, the mean key, or both; without an SAE the mean key."""
     gate_examples: int = 1500
     """Prompts that the gate is fitted to."""
     false_fire: float = 0.015
@@ -135,20 +135,22 @@ def train_gate(
 
     with preserved(handle):
         means = pooled(handle, [example.text for example in made], hook, sae, told)
-    gate, quality = fit_gate(made, means, hook, hparams.gate, sae, hparams.false_fire, inputs.seed)
+    kind: Kind = "activations" if sae is None and hparams.gate == "both" else hparams.gate
+    gate, quality = fit_gate(made, means, hook, kind, sae, hparams.false_fire, inputs.seed)
     return Trained(gate, quality, _in_words(gate, made, means, sae))
 
 
 def _in_words(gate: Gate, made: Sequence[Example], means: Pooled, sae: Sae | None) -> str:
-    if gate.latents:
-        rows = zip(gate.latents, gate.labels, gate.weights.tolist(), strict=True)
-        return "; ".join(
-            f"latent {number} {label} ({weight:+.2f})" for number, label, weight in list(rows)[:12]
-        )
     if sae is None:
         return "there is no SAE of this key space to say it in latents"
-    found = explained(gate, made, means, sae)
-    return "; ".join(f"latent {number} {sae.labels[number].label} ({share:.0%})" for number, share in found)
+    rows = list(zip(gate.latents, gate.labels, gate.weights.tolist(), strict=True))[: gate.rooted]
+    said = [f"latent {number} {label} ({weight:+.2f})" for number, label, weight in rows[:8]]
+    found = explained(gate, made, means, sae) if gate.rooted < len(gate.weights) else []
+    said += [
+        f"by direction: latent {number} {sae.labels[number].label} ({share:.0%})"
+        for number, share in found[:4]
+    ]
+    return "; ".join(said)
 
 
 def _about_gate(trained: Trained) -> Plain:

@@ -73,7 +73,7 @@ def _about_gate(gate: Gate) -> dict[str, Any]:
         "labels": list(gate.labels),
         "latents": list(gate.latents),
         "pool": gate.pool,
-        "root": gate.root,
+        "rooted": gate.rooted,
     }
 
 
@@ -119,7 +119,7 @@ def _where(about: dict[str, Any], tensors: dict[str, Tensor]) -> Where:
 
 
 def _gate(about: dict[str, Any], tensors: dict[str, Tensor]) -> Gate:
-    if about.keys() != {"hook_name", "bias", "limit", "labels", "latents", "pool", "root"}:
+    if about.keys() != {"hook_name", "bias", "limit", "labels", "latents", "pool", "rooted"}:
         raise ValueError(f"a gate of {sorted(about)}")
     parts: dict[str, Any] = {name: tensors.pop(f"gate.{name}") for name in _GATE_TENSORS}
     parts |= {name: tuple(about.pop(name)) for name in ("labels", "latents")}

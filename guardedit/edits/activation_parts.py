@@ -85,8 +85,8 @@ class Gate:
     """A linear read-out of SAE latents, with all that it takes of the SAE: none is needed at run time.
 
     pre = (x − b_dec)·w_encᵀ + b_enc; a latent is pre where pre > threshold, else 0. Its largest value (`pool` "max") or
-    its mean ("mean") over the segment's deciding positions, or the root of that (`root`), is weighed: Σ weights·latent
-    + bias. The gate fires where that is `limit` at least. A row's first token does not decide beside others: its
+    its mean ("mean") over the segment's deciding positions, for the first
+    `rooted` of them the root of that, is weighed: Σ weights·latent + bias. The gate fires where that is `limit` at least. A row's first token does not decide beside others: its
     activations are unlike any other token's.
     JumpReLU as in Rajamanoharan et al. 2024, https://arxiv.org/abs/2407.14435.
     """
@@ -106,8 +106,8 @@ class Gate:
     """The latents' numbers in their SAE: one a latent, or none."""
     pool: str = "max"
     """What stands for a segment: the "max" or the "mean" of each latent."""
-    root: bool = False
-    """Weigh the square roots of pooled latents, which must then not be negative."""
+    rooted: int = 0
+    """How many of the latents, the first ones, are weighed by the square root of what is pooled."""
 
     def __post_init__(self) -> None:
         _check(self.w_enc, (None, None), "the gate's w_enc")
@@ -116,9 +116,9 @@ class Gate:
             _check(getattr(self, name), (size,), f"the gate's {name}")
         for name in ("bias", "limit"):
             _check_number(getattr(self, name), f"the gate's {name}")
-        if self.pool not in ("max", "mean") or type(self.root) is not bool:
+        if self.pool not in ("max", "mean") or type(self.rooted) is not int or not 0 <= self.rooted <= n:
             raise BadRequestError(
-                f"the gate pools by {self.pool!r}, root {self.root!r}; pool is 'max' or 'mean', root true or false"
+                f"the gate pools by {self.pool!r}, rooted {self.rooted!r}; pool is 'max' or 'mean', rooted 0 to {n}"
             )
         for name, kind in (("labels", str), ("latents", int)):
             given = getattr(self, name)
@@ -138,7 +138,9 @@ class Gate:
 
     def logit(self, pooled: Float[Tensor, "*n latents"]) -> Float[Tensor, " *n"]:
         """What is compared with `limit`; `pooled` are the segment's largest or mean latents, before any root."""
-        pooled = pooled.clamp(min=0).sqrt() if self.root else pooled
+        if self.rooted:
+            roots = pooled[..., : self.rooted].clamp(min=0).sqrt()
+            pooled = torch.cat([roots, pooled[..., self.rooted :]], -1)
         return pooled @ self.weights.to(pooled.device, pooled.dtype) + self.bias
 
 

@@ -1,8 +1,9 @@
 """Gates that tell one kind of context from all else: logistic regression on a key space, by scikit-learn.
 
 `activations`: on the mean of a prompt's activations. `latents`: sparse, on the root of the mean of each SAE latent
-(means of latents differ by orders of magnitude; the root brings the rare ones up). Wordings are held out as a whole for
-every figure and for the limit; what is returned was fitted to all of them. Platt (1999) for the calibration.
+(means of latents differ by orders of magnitude; the root brings the rare ones up). `both`: the two, weighed by a third
+regression on what they say of wordings that they have not seen. Wordings are held out as a whole for every figure and
+for the limit; what is returned was fitted to all of them. Platt (1999) for the calibration.
 """
 
 from __future__ import annotations
@@ -26,13 +27,16 @@ from guardedit.saes.checkpoints import Sae
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
 
-Kind = Literal["activations", "latents"]
+Kind = Literal["both", "activations", "latents"]
+Part = Literal["activations", "latents"]
 Array = np.ndarray[Any, np.dtype[np.float64]]
 FOLDS, BATCH = 5, 16
 FEWEST = 20
 """Examples of either side, at the least, that figures of a gate mean anything for."""
 STRENGTH = {"activations": 0.01, "latents": 0.3}
 """scikit-learn's C on standardised features: of 0.001 to 1 the best on wordings of train prompts held out."""
+NO_LATENT = -1
+"""Stands for a direction in a gate's list of latents."""
 ALWAYS = -1e30
 """A threshold that every pre-activation exceeds."""
 
@@ -97,7 +101,7 @@ def fit_gate(
     made: Sequence[Example],
     means: Pooled,
     hook_name: str,
-    kind: Kind = "activations",
+    kind: Kind = "both",
     sae: Sae | None = None,
     false_fire: float = 0.005,
     seed: int = 0,
@@ -114,23 +118,26 @@ def fit_gate(
             f"a gate needs {FEWEST} prompts inside and outside of its context, got {int(inside.sum())} and "
             f"{int((~inside).sum())}; give more in_context or out_of_context prompts"
         )
-    features = _features(means, kind)
-    scale = np.maximum(features.std(0), 1e-4)
+    parts: tuple[Part, ...] = ("latents", "activations") if kind == "both" else (kind,)
+    features = {part: _scaled(means, part) for part in parts}
     groups = _groups(made)
-    held_out = _held_out(features / scale, inside, groups, kind, seed)
-    slope, shift = _platt(held_out, inside)
-    if slope <= 0:
+    held_out = np.stack([_held_out(features[part][0], inside, groups, part, seed) for part in parts], 1)
+    slopes, shift = _calibrated(held_out, inside)
+    told = held_out @ slopes + shift
+    limit = _limit(told, inside, false_fire)
+    quality = _quality(told, inside, limit, seed)
+    if quality.auroc <= 0.5:
         raise SolveError(
             "the gate cannot tell the context from what is outside; give clearer in_context prompts"
         )
-    limit = _limit(slope * held_out + shift, inside, false_fire)
-    whole = _fitted(features / scale, inside, kind, seed)
-    weights = torch.from_numpy(slope * whole.coef_[0] / scale).float()
-    bias = float(slope * whole.intercept_[0] + shift)
-    quality = _quality(slope * held_out + shift, inside, limit, seed)
-    if kind == "latents" and sae is not None:
-        return _latent_gate(sae, hook_name, weights, bias, limit), quality
-    return _activation_gate(hook_name, weights, bias, limit), quality
+    readers, bias = [], float(shift)
+    for part, slope in zip(parts, slopes, strict=True):
+        scaled, scale = features[part]
+        whole = _fitted(scaled, inside, part, seed)
+        bias += float(slope * whole.intercept_[0])
+        weights = torch.from_numpy(slope * whole.coef_[0] / scale).float()
+        readers.append(_direction(weights, sae) if part == "activations" else _encoder_rows(weights, sae))
+    return _gate(hook_name, readers, sae, bias, limit), quality
 
 
 def explained(
@@ -142,19 +149,24 @@ def explained(
         return []
     inside = torch.tensor([example.inside for example in made])
     change = means.latents[inside].mean(0) - means.latents[~inside].mean(0)
-    direction = gate.w_enc.T.to(sae.W_dec.dtype) @ gate.weights.to(sae.W_dec.dtype)
+    rows = slice(gate.rooted, None)
+    direction = gate.w_enc[rows].T.to(sae.W_dec.dtype) @ gate.weights[rows].to(sae.W_dec.dtype)
     carried = change * (sae.W_dec @ direction).to(change)
     whole = (means.acts[inside].mean(0) - means.acts[~inside].mean(0)) @ direction.to(means.acts)
     order = carried.argsort(descending=True)[:top].tolist()
     return [(index, float(carried[index] / whole)) for index in order]
 
 
-def _features(means: Pooled, kind: Kind) -> Array:
-    if kind == "activations":
-        return means.acts.double().cpu().numpy()
-    if means.latents is None:
+def _scaled(means: Pooled, part: Part) -> tuple[Array, Array]:
+    """Features divided by their standard deviations, and these."""
+    if part == "activations":
+        found = means.acts.double().cpu().numpy()
+    elif means.latents is None:
         raise BadRequestError("a gate on latents needs the SAE of its key space; use gate = 'activations'")
-    return means.latents.clamp(min=0).sqrt().double().cpu().numpy()
+    else:
+        found = means.latents.clamp(min=0).sqrt().double().cpu().numpy()
+    scale = np.maximum(found.std(0), 1e-4)
+    return found / scale, scale
 
 
 def _groups(made: Sequence[Example]) -> list[int]:
@@ -162,34 +174,34 @@ def _groups(made: Sequence[Example]) -> list[int]:
     return [numbers[one.group] for one in made]
 
 
-def _fitted(features: Array, inside: Bool[Any, " n"], kind: Kind, seed: int) -> LogisticRegression:
+def _fitted(features: Array, inside: Bool[Any, " n"], part: Part, seed: int) -> LogisticRegression:
     from sklearn.linear_model import LogisticRegression
 
-    sparse = kind == "latents"
+    sparse = part == "latents"
     model = LogisticRegression(
-        C=STRENGTH[kind], l1_ratio=1.0 if sparse else 0.0, solver="liblinear" if sparse else "lbfgs",
+        C=STRENGTH[part], l1_ratio=1.0 if sparse else 0.0, solver="liblinear" if sparse else "lbfgs",
         class_weight="balanced", max_iter=2000, random_state=seed,
     )  # fmt: skip
     return model.fit(features, inside)
 
 
-def _held_out(features: Array, inside: Any, groups: list[int], kind: Kind, seed: int) -> Array:
+def _held_out(features: Array, inside: Any, groups: list[int], part: Part, seed: int) -> Array:
     """Each prompt's logit under a fit that has seen no prompt of its wording."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     found = np.zeros(len(features))
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
     for train, test in folds.split(features, inside, groups):
-        found[test] = _fitted(features[train], inside[train], kind, seed).decision_function(features[test])
+        found[test] = _fitted(features[train], inside[train], part, seed).decision_function(features[test])
     return found
 
 
-def _platt(logits: Array, inside: Any) -> tuple[float, float]:
-    """Slope and shift that turn logits into log-odds."""
+def _calibrated(logits: Array, inside: Any) -> tuple[Array, float]:
+    """Slopes, one a part, and shift that turn logits into log-odds."""
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(C=1e3, class_weight="balanced").fit(logits[:, None], inside)
-    return float(model.coef_[0, 0]), float(model.intercept_[0])
+    model = LogisticRegression(C=1e3, class_weight="balanced").fit(logits, inside)
+    return model.coef_[0], float(model.intercept_[0])
 
 
 def _limit(logits: Array, inside: Any, false_fire: float) -> float:
@@ -216,24 +228,53 @@ def _quality(logits: Array, inside: Any, limit: float, seed: int) -> GateQuality
     )  # fmt: skip
 
 
-def _activation_gate(hook_name: str, weights: Tensor, bias: float, limit: float) -> Gate:
+@dataclass(frozen=True, eq=False)
+class _Reader:
+    """Rows of a gate."""
+
+    w_enc: Tensor
+    b_enc: Tensor
+    threshold: Tensor
+    weights: Tensor
+    labels: tuple[str, ...]
+    latents: tuple[int, ...]
+    rooted: bool
+
+
+def _direction(weights: Tensor, sae: Sae | None) -> _Reader:
     """One read-out direction in place of latents: the mean of w·x is w·(the mean of x)."""
-    return Gate(
-        hook_name=hook_name, w_enc=weights[None], b_enc=torch.zeros(1), threshold=torch.full((1,), ALWAYS),
-        b_dec=torch.zeros(len(weights)), weights=torch.ones(1), bias=bias, limit=limit, pool="mean",
-        labels=("a direction in the key space",),
+    back = torch.zeros(1) if sae is None else (weights @ sae.b_dec.float().cpu())[None]
+    return _Reader(
+        weights[None], back, torch.full((1,), ALWAYS), torch.ones(1), ("a direction in the key space",),
+        (NO_LATENT,), rooted=False,
     )  # fmt: skip
 
 
-def _latent_gate(sae: Sae, hook_name: str, weights: Tensor, bias: float, limit: float) -> Gate:
+def _encoder_rows(weights: Tensor, sae: Sae | None) -> _Reader:
     """The encoder rows of the latents that were picked."""
+    if sae is None:
+        raise BadRequestError("a gate on latents needs the SAE of its key space; use gate = 'activations'")
     picked = weights.nonzero()[:, 0]
     picked = picked[weights[picked].abs().argsort(descending=True)]
     if not len(picked):
         raise SolveError("no latent tells the context apart; use gate = 'activations'")
-    labels = tuple(sae.labels[latent].label for latent in picked.tolist())
+    numbers = tuple(picked.tolist())
+    return _Reader(
+        sae.W_enc.T[picked].float(), sae.b_enc[picked].float(), sae.threshold[picked].float(), weights[picked],
+        tuple(sae.labels[number].label for number in numbers), numbers, rooted=True,
+    )  # fmt: skip
+
+
+def _gate(hook_name: str, readers: Sequence[_Reader], sae: Sae | None, bias: float, limit: float) -> Gate:
+    """All rows as one gate, the rooted ones first."""
+    tensors = {
+        name: torch.cat([getattr(one, name) for one in readers]).contiguous()
+        for name in ("w_enc", "b_enc", "threshold", "weights")
+    }
+    b_dec = torch.zeros(tensors["w_enc"].shape[1]) if sae is None else sae.b_dec.float().cpu()
     return Gate(
-        hook_name=hook_name, w_enc=sae.W_enc.T[picked].float().contiguous(), b_enc=sae.b_enc[picked].float(),
-        threshold=sae.threshold[picked].float(), b_dec=sae.b_dec.float(), weights=weights[picked], bias=bias,
-        limit=limit, pool="mean", root=True, latents=tuple(picked.tolist()), labels=labels,
+        hook_name=hook_name, b_dec=b_dec, bias=bias, limit=limit, pool="mean",
+        rooted=sum(len(one.weights) for one in readers if one.rooted),
+        labels=sum((one.labels for one in readers), ()), latents=sum((one.latents for one in readers), ()),
+        **tensors,
     )  # fmt: skip
