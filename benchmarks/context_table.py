@@ -49,6 +49,8 @@ from guardedit.pipeline import open as open_guard
 from guardedit.records import EditRequest, canonical, digest_of
 
 SEED = 0
+OUTSIDE = ("bare", "paraphrase", "plain opening")
+"""Roles of prompts about the fact in no context at all."""
 GATES = ("both", "latents", "activations", "distance")
 
 
@@ -190,8 +192,10 @@ def rows_of_fact(
     for index, kind in enumerate(KINDS):
         change = contextual_change(updates[kind][number], hparams, gates[kind].gates["both"], kind)
         inside = [i for i, one in enumerate(prompts) if (one.kind, one.role) == (kind, "context")]
+        needed = [i for i, one in enumerate(prompts) if i in inside or one.role in OUTSIDE]
         with in_force(guard.handle, replace(change, gate=None)):
-            after = _leads(guard, cases[number], prompts)
+            told = _leads(guard, cases[number], [prompts[i] for i in needed])
+        after = dict(zip(needed, told, strict=True))
         logits = {name: logit(acts, latents) for name, logit in gates[kind].logits.items()}
         stated = _leads(guard, cases[number], [_stated(prompts[i], cases[number]) for i in inside[:1]])
         for i, one in enumerate(prompts):
@@ -199,7 +203,7 @@ def rows_of_fact(
                 "case": cases[number].case_id, "edit": kind, "kind": one.kind, "role": one.role,
                 "inside": i in inside, "match": round(float(matches[i, index]), 4),
                 "logit": {name: round(float(values[i]), 4) for name, values in logits.items()},
-                "before": before[i], "after": after[i], "stated": stated[0] if i == inside[0] else None,
+                "before": before[i], "after": after.get(i), "stated": stated[0] if i == inside[0] else None,
             })  # fmt: skip
         _check_gated(
             guard, change, prompts, cases[number], found[-len(prompts) :], gates[kind].limits, hparams
@@ -236,8 +240,13 @@ def _check_gated(
     guard: Guard, change: ActivationChange, prompts: Sequence[Asked], case: EvalCase, rows: Sequence[dict[str, Any]],
     limits: Mapping[str, float], hparams: ContextualHparams,
 ) -> None:  # fmt: skip
-    """The edit as it ships, gate and all, on four prompts: it must do what the rows say."""
-    some = [i for i, row in enumerate(rows) if abs(row["logit"]["both"] - limits["both"]) > 0.05][::4]
+    """The edit as it ships, gate and all, on every second prompt: it must do what the rows say."""
+    clear = [
+        i for i, row in enumerate(rows)
+        if row["after"] and abs(row["logit"]["both"] - limits["both"]) > 0.05
+        and abs(row["match"] - hparams.match_least) > 0.02
+    ]  # fmt: skip
+    some = clear[::2]
     with in_force(guard.handle, change):
         found = _leads(guard, case, [prompts[i] for i in some])
     for i, shown in zip(some, found, strict=True):
@@ -309,7 +318,7 @@ def table(path: Path) -> str:
 def _edits(rows: Sequence[dict[str, Any]], about: Mapping[str, Any]) -> list[str]:
     """The edit beside its baselines: what is said in the context and outside of it."""
     least, limits = about["match_least"], about["limits"]
-    outside = [row for row in rows if row["role"] in ("bare", "paraphrase", "plain opening")]
+    outside = [row for row in rows if row["role"] in OUTSIDE]
     inside = [row for row in rows if row["inside"]]
     stated = [row for row in inside if row["stated"]]
 

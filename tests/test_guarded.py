@@ -222,6 +222,7 @@ def test_a_reworded_value_answers_to_the_rewordings_too(tiny: ModelHandle) -> No
     [
         ("reword", "yes"),
         ("keep_openings", -1),
+        ("keep_openings", 13),
         ("keep_openings", 2.5),
         ("keep_turns", 0),
         ("keep_weight", -1.0),

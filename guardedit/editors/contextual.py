@@ -41,9 +41,9 @@ class ContextualHparams(RomeHparams):
     """What the gate reads: some SAE latents, the mean key, or both; without an SAE the mean key."""
     gate_examples: int = 1500
     """Prompts that the gate is fitted to."""
-    false_fire: float = 0.015
+    false_fire: float = 0.02
     """Share of held-out prompts outside the context at which the gate may fire."""
-    match_least: float = 0.5
+    match_least: float = 0.4
     """A position is the fact's where p(x) = kᵀC⁻¹x / kᵀC⁻¹k is this at least."""
 
     def __post_init__(self) -> None:

@@ -85,9 +85,9 @@ class Gate:
     """A linear read-out of SAE latents, with all that it takes of the SAE: none is needed at run time.
 
     pre = (x − b_dec)·w_encᵀ + b_enc; a latent is pre where pre > threshold, else 0. Its largest value (`pool` "max") or
-    its mean ("mean") over the segment's deciding positions, for the first
-    `rooted` of them the root of that, is weighed: Σ weights·latent + bias. The gate fires where that is `limit` at least. A row's first token does not decide beside others: its
-    activations are unlike any other token's.
+    its mean ("mean") over the segment's deciding positions, for the first `rooted` of them the root of that, is
+    weighed: Σ weights·latent + bias. The gate fires where that is `limit` at least. A row's first token does not decide
+    beside others: its activations are unlike any other token's.
     JumpReLU as in Rajamanoharan et al. 2024, https://arxiv.org/abs/2407.14435.
     """
 

@@ -33,7 +33,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 FOLDS, BATCH = 5, 16
 FEWEST = 20
 """Examples of either side, at the least, that figures of a gate mean anything for."""
-STRENGTH = {"activations": 0.01, "latents": 0.3}
+STRENGTH = {"activations": 0.03, "latents": 0.3}
 """scikit-learn's C on standardised features: of 0.001 to 1 the best on wordings of train prompts held out."""
 NO_LATENT = -1
 """Stands for a direction in a gate's list of latents."""
@@ -103,7 +103,7 @@ def fit_gate(
     hook_name: str,
     kind: Kind = "both",
     sae: Sae | None = None,
-    false_fire: float = 0.005,
+    false_fire: float = 0.02,
     seed: int = 0,
 ) -> tuple[Gate, GateQuality]:
     """Fit a gate to examples and say how well it does on held-out wordings.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from guardedit.edits.openings import OPENINGS
 from guardedit.edits.settings import require_number
 from guardedit.errors import BadRequestError
 
@@ -50,6 +51,11 @@ class ValueHparams:
         require_number(self, "facts_at_once", least=1, whole=True)
         require_number(self, "warm_contexts", least=0, whole=True)
         require_number(self, "keep_openings", least=0, whole=True)
+        if self.keep_openings > len(OPENINGS):
+            raise BadRequestError(
+                f"keep_openings is {self.keep_openings}; there are {len(OPENINGS)} openings to keep, so 0 to "
+                f"{len(OPENINGS)} are allowed"
+            )
         require_number(self, "keep_turns", least=1, whole=True)
         for name in ("keep_weight", "keep_contrast", "hold_loss", "margin"):
             require_number(self, name, least=0)
