@@ -136,7 +136,10 @@ def fit_gate(
         whole = _fitted(scaled, inside, part, seed)
         bias += float(slope * whole.intercept_[0])
         weights = torch.from_numpy(slope * whole.coef_[0] / scale).float()
-        readers.append(_direction(weights, sae) if part == "activations" else _encoder_rows(weights, sae))
+        matters = torch.from_numpy(abs(whole.coef_[0]))
+        readers.append(
+            _direction(weights, sae) if part == "activations" else _encoder_rows(weights, matters, sae)
+        )
     return _gate(hook_name, readers, sae, bias, limit), quality
 
 
@@ -250,12 +253,13 @@ def _direction(weights: Tensor, sae: Sae | None) -> _Reader:
     )  # fmt: skip
 
 
-def _encoder_rows(weights: Tensor, sae: Sae | None) -> _Reader:
-    """The encoder rows of the latents that were picked."""
+def _encoder_rows(weights: Tensor, matters: Tensor, sae: Sae | None) -> _Reader:
+    """The encoder rows of the latents that were picked, those that matter most first: by weight on a feature's own
+    spread, as a rare latent has a large weight by itself."""
     if sae is None:
         raise BadRequestError("a gate on latents needs the SAE of its key space; use gate = 'activations'")
     picked = weights.nonzero()[:, 0]
-    picked = picked[weights[picked].abs().argsort(descending=True)]
+    picked = picked[matters[picked].argsort(descending=True)]
     if not len(picked):
         raise SolveError("no latent tells the context apart; use gate = 'activations'")
     numbers = tuple(picked.tolist())
