@@ -5,7 +5,7 @@ from __future__ import annotations
 from guardedit.audit.sheet import Cell, Code, Section, Table
 from guardedit.audit.story import undone_on_request
 from guardedit.audit.words import number, quantity, score_title, short, visible, when
-from guardedit.records import AuditReport
+from guardedit.records import ABSENT, AuditReport
 
 
 def unmeasured(audit: AuditReport) -> Section:
@@ -69,11 +69,11 @@ def versions(audit: AuditReport) -> Section:
     tensors = tuple(
         (
             Code(c.parameter),
-            " × ".join(map(str, c.shape)),
+            " × ".join(map(str, c.shape)) + (" bytes" if c.acts else ""),
             c.dtype,
             "full" if c.rank is None else str(c.rank),
-            quantity(c.delta_norm_ratio, "", 3),
-            Code(short(c.digest_before)),
+            quantity(c.delta_norm_ratio, "", 3) if c.weight_norm else "no weight",
+            "not there" if c.digest_before == ABSENT else Code(short(c.digest_before)),
             Code(short(c.digest_after)),
         )
         for c in audit.plan.delta.changes
@@ -81,7 +81,9 @@ def versions(audit: AuditReport) -> Section:
     tables = (
         Table("Digests of the model", ("When", "Digest", "What it is"), rows),
         Table(
-            "Tensors that the plan changes",
+            "Tensors that the plan changes"
+            if not any(c.acts for c in audit.plan.delta.changes)
+            else "What the plan changes",
             ("Parameter", "Shape", "Type", "Rank", "‖ΔW‖ / ‖W‖", "Before", "After"),
             tensors,
             frozenset({3, 4}),

@@ -56,8 +56,8 @@ def _refuse_activations(store: VersionStore, version: str | None) -> None:
     holders = {lineage.holder(name) for name in names}
     edits = ", ".join(one.edit_id for one in lineage.versions if one.name in holders)
     raise BadRequestError(
-        f"{edits}: acts on activations ({', '.join(names)}), which a folder of weights cannot hold. Use the model through "
-        "guardedit.load, or roll back what acts on activations before exporting"
+        f"edits that act on activations cannot be kept in a folder of weights: {edits} ({', '.join(names)}). Use the "
+        "model through guardedit.load, or roll them back before exporting"
     )
 
 

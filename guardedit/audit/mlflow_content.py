@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from guardedit.audit import acting
 from guardedit.audit.many import request_rows
 from guardedit.audit.report import markdown_cell, markdown_text
 from guardedit.audit.sheet import Table
 from guardedit.audit.story import allowed, observed, tell
 from guardedit.audit.tables import limits_table, verdict_of
 from guardedit.audit.words import visible
-from guardedit.records import AuditReport, DriftReport, Outcome, Score, digest_of
+from guardedit.records import AuditReport, DriftReport, Outcome, Plan, Score, digest_of
 
 Stage = Literal["plan", "preop", "edit", "postop"]
 Row = dict[str, Any]
@@ -200,10 +201,17 @@ def stage_description(audit: AuditReport, stage: Stage) -> str:
     """A child run's text."""
     said = {
         "preop": f"What the edit would do, measured before the write. {audit.plan.judgement.reason}",
-        "edit": f"The solved change, by {audit.plan.editor}: {len(audit.plan.delta.changes)} tensor(s).",
+        "edit": f"The solved change, by {audit.plan.editor}: {_changed(audit.plan)}",
         "postop": f"What changed in the staged copy. {audit.postop.reason if audit.postop else 'Not judged.'}",
     }
     return markdown_text(visible(said[stage]))
+
+
+def _changed(plan: Plan) -> str:
+    """How many tensors, or what acts on activations and when."""
+    told = " ".join(acting.sentences(plan))
+    n_tensors = sum(change.acts is None for change in plan.delta.changes)
+    return f"{n_tensors} tensor(s).{f' {told}' if told else ''}"
 
 
 def tables(audit: AuditReport) -> dict[str, list[Row]]:
@@ -215,7 +223,11 @@ def tables(audit: AuditReport) -> dict[str, list[Row]]:
         "tables/concepts_at_risk.json": [x.model_dump(mode="json") for x in audit.plan.risk.latents],
         "tables/tokens_that_move.json": [x.model_dump(mode="json") for x in audit.plan.risk.tokens],
         "tables/prompts_rehearsed.json": [x.model_dump(mode="json") for x in audit.plan.risk.probes],
-        "tables/tensors.json": [x.model_dump(mode="json") for x in audit.plan.delta.changes],
+        "tables/tensors.json": [
+            x.model_dump(mode="json", exclude={"acts"}) for x in audit.plan.delta.changes
+        ],
+        "tables/activation_edits.json": acting.edit_rows(audit),
+        "tables/gate_latents.json": acting.latent_rows(audit),
     }
     for report in (audit.drift, audit.drift_base):
         if report is not None:

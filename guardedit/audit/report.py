@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from guardedit.audit import after, before, closing, story
+from guardedit.audit import acting, after, before, closing, story
 from guardedit.audit.files import make_folder, write_atomic
 from guardedit.audit.sheet import Bar, Cell, Code, Quote, Sheet
 from guardedit.audit.words import GLOSSARY, Sign, visible, when
@@ -54,6 +54,7 @@ def sheet_of(audit: AuditReport) -> Sheet:
         story=story.tell(audit),
         sections=(
             before.fact(audit),
+            *acting.sections(audit),
             before.disturbance(audit),
             before.limits(audit),
             *after.limits(audit),

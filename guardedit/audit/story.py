@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from guardedit.audit.acting import sentences
 from guardedit.audit.sheet import Story
 from guardedit.audit.words import OUTCOMES, Sign, mixed_scripts, number, percent, quantity, visible
 from guardedit.records import AuditReport, DriftReport, EditRequest, Finding, ProbeChange, Scope, Score
@@ -127,6 +128,7 @@ def _asked(audit: AuditReport) -> tuple[str, ...]:
     reasons = list(dict.fromkeys(visible(r.reason) for r in plan.requests if r.reason))
     return (
         *lines,
+        *sentences(plan),
         f"Asked by {visible(plan.author)}." + (f" Reason given: {reasons[0]}." if reasons else ""),
     )
 
@@ -282,17 +284,6 @@ def _warnings(audit: AuditReport) -> tuple[str, ...]:
         found.append(
             "Characters that do not show, or that reorder text, stand in the request; they are printed as ⟨U+…⟩."
         )
-    unchanged = audit.outcome in (
-        "blocked",
-        "needs-approval",
-        "rejected",
-        "held",
-        "auto-approved",
-        "rolled-back",
-        "stale",
-        "expired",
-        "superseded",
-    )
-    if unchanged and audit.digest_after != audit.digest_before:
+    if audit.outcome != "committed" and audit.digest_after != audit.digest_before:
         found.append("The live model is another version than before this edit; see “Versions”.")
     return tuple(dict.fromkeys(found))

@@ -6,6 +6,7 @@ import math
 import re
 from typing import Any
 
+from guardedit.audit.acting import sentences
 from guardedit.pipeline.reporting import Published
 from guardedit.records import AuditReport, Finding, Judgement, Plan, RiskReport, Score
 
@@ -120,6 +121,7 @@ def plan_text(plan: Plan) -> str:
         f"plan {plan.plan_id}   {plan.digest[:19]}…",
         *_request_lines(plan),
         f"  solved by {plan.editor}" if plan.delta.changes else "  nothing was solved",
+        *(f"  {clean(line)}" for line in sentences(plan)),
         f"  {plan.judgement.outcome.upper()}: {clean(plan.judgement.reason)}",
         *findings_lines(plan.judgement),
         *disturbed_lines(plan.risk),
