@@ -8,6 +8,7 @@ import pytest
 
 from guardedit.edits.context_texts import (
     asked_openings,
+    behind,
     examples,
     kinds,
     opening,
@@ -105,3 +106,10 @@ def test_a_wording_is_a_group_whatever_name_stands_in_it() -> None:
     rng = random.Random(0)
     found = [opening("document", rng) for _ in range(300)]
     assert len({group for _, group in found}) < len({text for text, _ in found})
+
+
+def test_an_article_is_small_within_a_sentence_and_large_behind_one() -> None:
+    assert behind("In the saga, ", "The Eiffel Tower is") == "In the saga, the Eiffel Tower is"
+    assert behind("It rained. ", "The Eiffel Tower is") == "It rained. The Eiffel Tower is"
+    assert behind("", "The Eiffel Tower is") == "The Eiffel Tower is"
+    assert behind("In the saga, ", "Theodora was born in") == "In the saga, Theodora was born in"

@@ -65,6 +65,13 @@ def asked_openings(kind: str) -> tuple[str, ...]:
     return tuple(text.replace("{name}", names[i % len(names)]) for i, text in enumerate(texts))
 
 
+def behind(before: str, stem: str) -> str:
+    """The stem behind an opening: within a sentence its article is written small."""
+    goes_on = before.rstrip()[-1:] not in ("", ".", ":", "!", "?")
+    article = stem.split(" ", 1)[0] in ("The", "A", "An") and " " in stem
+    return before + (stem[0].lower() + stem[1:] if goes_on and article else stem)
+
+
 def openings_of(request: EditRequest, count: int, seed: int) -> tuple[str, ...]:
     """Openings to find an edit's key and value behind: what stands before the bare prompt in its own `in_context`
     prompts, else openings of its kind."""

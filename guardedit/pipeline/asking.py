@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from guardedit.drift.probes import top_answer
 from guardedit.editors import EDITORS
 from guardedit.edits.batches import require_consistent
-from guardedit.edits.context_texts import asked_openings, kinds
+from guardedit.edits.context_texts import asked_openings, behind, kinds
 from guardedit.errors import BadRequestError
 from guardedit.models.handle import ModelHandle
 from guardedit.pipeline.kit import require_editor
@@ -56,7 +56,7 @@ def _in_its_context(request: EditRequest) -> EditRequest:
     """A request with a context of a shipped kind, with prompts in it where it names none."""
     if request.context not in kinds() or request.in_context:
         return request
-    prompts = tuple(opening + request.filled for opening in asked_openings(str(request.context)))
+    prompts = tuple(behind(before, request.filled) for before in asked_openings(str(request.context)))
     return request.model_copy(update={"in_context": prompts})
 
 

@@ -186,13 +186,23 @@ def measure_delta(
 def delta_risk(view: DeltaView) -> DeltaRisk:
     """As `measure_delta`, for a view that is there already."""
     scores = measure_all(DELTA_SCORES, view, view.context.seed)
+    if view.is_bound:
+        scores = tuple(_bounded(score) for score in scores)
     value = {score.name: score.value for score in scores}
     latents = _top_latents(view) if value["latent_leak"] is not None else ()
     tokens: tuple[TokenMove, ...] = ()
-    if value["leakage_tail"] is not None:
+    if value["leakage_tail"] is not None and not view.is_bound:
         requests = [one.request for one in view.views]
         tokens = shown_tokens(view.parts[0].context, requests, view.relative_moves)
     return DeltaRisk(scores, latents, tokens)
+
+
+def _bounded(score: Score) -> Score:
+    """The score of an activation edit, with the remark that it is what its ΔW would do everywhere."""
+    if score.value is None or score.name == "delta_norm_ratio":
+        return score
+    remark = "upper bound: as if the edit acted at every position"
+    return score.model_copy(update={"reason": f"{remark}; {score.reason}" if score.reason else remark})
 
 
 def _top_latents(view: DeltaView) -> tuple[LatentLeak, ...]:

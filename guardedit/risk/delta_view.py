@@ -6,7 +6,7 @@ With one layer every sum has one term and is that term, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from operator import add
 
@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from guardedit.edits.deltas import EditDelta, LowRank, Update
+from guardedit.edits.activation_parts import Move
+from guardedit.edits.deltas import EditDelta, LowRank, Update, WeightChange
 from guardedit.errors import MissingStatisticsError, StatisticsMismatchError
 from guardedit.risk.context import RiskContext
 from guardedit.risk.key_view import KeyView, fill_near_keys
@@ -87,18 +88,36 @@ class DeltaView:
         """
         contexts = {one.layer: one for one in (self.context, *self.others)}
         self._require_measurable(contexts)
-        views = self._views_at([contexts[layer] for layer in self.delta.layers])
-        return tuple(
-            LayerPart(contexts[layer], views[layer], self.delta.update(layer)) for layer in self.delta.layers
+        layers = self.written.layers
+        views = self._views_at([contexts[layer] for layer in layers])
+        return tuple(LayerPart(contexts[layer], views[layer], self.written.update(layer)) for layer in layers)
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether closed-form scores are upper bounds: of an edit that adds ΔW x at some positions, a rule and a gate
+        only take away from what ΔW in the weight would do."""
+        edits = self.delta.activation_edits
+        layers = {one.layer for one in edits}
+        return bool(edits) and len(layers) == len(self.delta.changes) and all(one.moves for one in edits)
+
+    @cached_property
+    def written(self) -> EditDelta:
+        """The delta as it would be in the weights."""
+        if not self.is_bound:
+            return self.delta
+        handle = self.context.handle
+        changes = tuple(
+            WeightChange(handle.rewrite_parameter(one.layer), one.layer, one.action.update)
+            for one in self.delta.activation_edits
+            if isinstance(one.action, Move)
         )
+        return replace(self.delta, changes=changes)
 
     def _require_measurable(self, contexts: dict[int, RiskContext]) -> None:
-        delta = self.delta
+        delta = self.written
         if delta.activation_edits:
-            gated = any(one.gate is not None for one in delta.activation_edits)
             raise MissingStatisticsError(
-                f"the edit is {'a gated' if gated else 'an'} activation edit: it acts where its rule picks a position"
-                f"{' and its gate fires' if gated else ''}, so its effect on a key does not follow from ΔW alone"
+                "the edit pushes activations: there is no ΔW from which its effect on a key would follow"
             )
         if not delta.touches_only_rewrite_modules:
             raise MissingStatisticsError(
