@@ -189,8 +189,13 @@ class GateNote(Record):
 
     hook_name: str
     latents: tuple[GateLatent, ...]
+    """Those that matter most first, where the editor says which."""
     bias: float
     limit: float
+    pool: str = "max"
+    """What of each latent counts over the prompt: its "max" or its "mean"."""
+    rooted: int = 0
+    """How many of them, the first ones, count by their square root."""
 
 
 class ActivationNote(Record):

@@ -65,13 +65,13 @@ def some_edit(seed: int, gate: Gate | None = None) -> ActivationChange:
 
 
 def gate_logit(handle: ModelHandle, gate: Gate, ids: Sequence[int]) -> float:
-    """The gate's logit over a whole row, by the definition; the model must be the unedited one."""
+    """The gate's logit over a whole row but its first token, by the definition; the model must be the unedited one."""
     with torch.no_grad(), record(handle, [gate.hook_name]) as seen:
         handle.model.base_model(input_ids=torch.tensor([list(ids)]), use_cache=False)
     best = [0.0] * len(gate.weights)
     for n in range(len(gate.weights)):
         values = []
-        for x in seen[gate.hook_name][0]:
+        for x in seen[gate.hook_name][0][1 if len(ids) > 1 else 0 :]:
             pre = float((x - gate.b_dec) @ gate.w_enc[n] + gate.b_enc[n])
             values.append(pre if pre > float(gate.threshold[n]) else 0.0)
         best[n] = max(values)

@@ -86,7 +86,7 @@ def test_an_activation_edit_waits_for_a_person_goes_live_speaks_and_is_undone_bi
     plan = guard.plan(request_of(), "gated-test")
     assert plan.judgement.outcome == "needs-approval" and guard.handle.digest() == before
     score = plan.risk.score("leakage_share")
-    assert score is not None and score.value is None and "gated activation edit" in (score.reason or "")
+    assert score is not None and score.value is None and "those of layer 2" in (score.reason or "")
     rehearsed = plan.risk.score("rehearsed_p_new")
     assert rehearsed is not None and rehearsed.value is not None
 

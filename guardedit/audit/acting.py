@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from guardedit.audit.sheet import Cell, Code, Section, Table
 from guardedit.audit.words import number, visible
-from guardedit.records import ActivationNote, AuditReport, GateNote, Plan, TensorChange
+from guardedit.records import ActivationNote, AuditReport, GateLatent, GateNote, Plan, TensorChange
+
+SHOWN = 12
+"""Latents of a gate that are shown at once."""
+DIRECTION = "direction"
 
 
 def _acting(plan: Plan) -> list[tuple[TensorChange, ActivationNote]]:
@@ -33,8 +39,8 @@ def sections(audit: AuditReport) -> tuple[Section, ...]:
         "A gate is read from the whole prompt and holds through the answer. What it listens to is listed: it speaks in "
         "every prompt in which these latents add up to the limit, whether or not the fact is meant there.",
     )
-    gates = [_gate(change.parameter, note.gate) for change, note in acting if note.gate]
-    tables = (_edits(acting), *gates)
+    gates = [table for change, note in acting if note.gate for table in _gate(change.parameter, note.gate)]
+    tables = (_edits(acting), *_quality(audit.plan), *gates)
     return (Section("acts", "Where and when the edit acts", lead if gates else lead[:1], (), tables),)
 
 
@@ -54,22 +60,58 @@ def _edits(acting: list[tuple[TensorChange, ActivationNote]]) -> Table:
     return Table("Activation edits", head, rows, frozenset({5}))
 
 
-def _gate(parameter: str, gate: GateNote) -> Table:
-    rows: tuple[tuple[Cell, ...], ...] = tuple(
-        (
-            "unknown" if one.latent is None else str(one.latent),
-            visible(one.label) or "no label",
-            number(one.weight),
-            number(one.threshold),
-        )
-        for one in sorted(gate.latents, key=lambda one: -abs(one.weight))
-    )
-    caption = f"When {parameter} speaks"
+def _gate(parameter: str, gate: GateNote) -> tuple[Table, ...]:
+    """The latents that matter most, and the others folded away."""
+    what = "largest" if gate.pool == "max" else "mean"
+    roots = "" if not gate.rooted else (
+        ", by its square root" if gate.rooted == len(gate.latents)
+        else f", the first {gate.rooted} by their square roots"
+    )  # fmt: skip
     note = (
-        f"Each latent counts with its largest activation in the prompt at {gate.hook_name}; the weighted sum plus "
-        f"{number(gate.bias)} must be {number(gate.limit)} at least."
+        f"Each counts with its {what} activation in the prompt at {gate.hook_name}{roots}; the weighted sum plus "
+        f"{number(gate.bias)} must be {number(gate.limit)} at least. Those that tell most apart come first."
     )
-    return Table(caption, ("Latent", "Label", "Weight", "Counts above"), rows, frozenset({0, 2, 3}), note)
+    rows = [_latent(one) for one in gate.latents]
+    # A direction stands behind all latents and weighs more than most of them.
+    rows.sort(key=lambda row: row[0] != DIRECTION)
+    shown = _latents(f"When {parameter} speaks", rows[:SHOWN], note)
+    more = _latents(f"{len(rows) - SHOWN} further latents of this gate", rows[SHOWN:], "", folded=True)
+    return (shown, more) if len(rows) > SHOWN else (shown,)
+
+
+def _latent(one: GateLatent) -> tuple[Cell, ...]:
+    """A negative number stands for a direction that is no latent; it has no threshold."""
+    direction = one.latent is not None and one.latent < 0
+    name = DIRECTION if direction else "unknown" if one.latent is None else str(one.latent)
+    threshold = "–" if direction else number(one.threshold)
+    return (name, visible(one.label) or "no label", number(one.weight), threshold)
+
+
+def _latents(caption: str, rows: list[tuple[Cell, ...]], note: str, folded: bool = False) -> Table:
+    head = ("Latent", "Label", "Weight", "Counts above")
+    return Table(caption, head, tuple(rows), frozenset({0, 2, 3}), note, folded)
+
+
+def _quality(plan: Plan) -> tuple[Table, ...]:
+    """How well a fitted gate did on wordings that it had not seen, where its editor says so."""
+    said = plan.delta.diagnostics
+    if "gate_auroc" not in said:
+        return ()
+    rows: list[tuple[Cell, ...]] = [
+        ("The context", visible(str(said.get("context", "")))),
+        ("Prompts in the context, of which it fires in", _share(said, "inside")),
+        ("Prompts outside, of which it fires in (false)", _share(said, "outside")),
+        (
+            "AUROC (1 tells all apart, 0.5 nothing)",
+            f"{said['gate_auroc']:.3f}, 95 % interval {said['gate_low']:.3f} to {said['gate_high']:.3f}",
+        ),
+        ("What it looks at", visible(str(said.get("gate_looks_at", "")))),
+    ]
+    return (Table("The gate, on wordings that it was not fitted to", ("", ""), tuple(rows)),)
+
+
+def _share(said: Mapping[str, object], side: str) -> str:
+    return f"{said[f'gate_n_{side}']} prompts, {float(str(said[f'gate_fires_{side}'])):.1%}"
 
 
 def edit_rows(audit: AuditReport) -> list[dict[str, object]]:

@@ -43,4 +43,11 @@ def _gate(gate: Gate) -> GateNote:
         GateLatent(latent=number, label=label, weight=weight, threshold=threshold)
         for number, label, weight, threshold in columns
     )
-    return GateNote(hook_name=gate.hook_name, latents=latents, bias=float(gate.bias), limit=float(gate.limit))
+    return GateNote(
+        hook_name=gate.hook_name,
+        latents=latents,
+        bias=float(gate.bias),
+        limit=float(gate.limit),
+        pool=gate.pool,
+        rooted=gate.rooted,
+    )
