@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -40,12 +40,21 @@ def demo(
     as_json: JsonOption = False,
     reports: Annotated[Path | None, typer.Option("--reports", help="Folder for the audit reports.")] = None,
     tracking_uri: TrackingOption = None,
+    chapter: Annotated[
+        Literal["edits", "context"],
+        typer.Option("--chapter", help="Three edits through the gate, or a fact that holds inside a story."),
+    ] = "edits",
 ) -> None:
-    """Three real edits on the default model: one that passes, one that the gate stops, and fine-tuning."""
+    """Three real edits on the default model: one that passes, one that the gate stops, and fine-tuning.
+
+    With --chapter context: a fact that is true inside a story and false outside of it, as turns of a chat.
+    """
     from guardedit.demo import Demo
+    from guardedit.demo_context import ContextDemo
 
     options = from_context(context, model, home, as_json, reports=reports, tracking_uri=tracking_uri)
-    Demo(options.guard(), quiet=options.as_json).show()
+    kind = ContextDemo if chapter == "context" else Demo
+    kind(options.guard(), quiet=options.as_json).show()
 
 
 @app.command()
