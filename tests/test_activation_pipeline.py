@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pipeline_helpers as kit
 import pytest
@@ -25,6 +26,7 @@ from guardedit.evaluation.cases import EvalCase
 from guardedit.evaluation.measuring import Probing, edited_side, unedited_side
 from guardedit.evaluation.methods import Session
 from guardedit.evaluation.scoring import score_pairs
+from guardedit.evaluation.solved import DeltaShelf, Solved
 from guardedit.models import sources
 from guardedit.models.handle import ModelHandle
 from guardedit.pipeline.trying import before_and_after
@@ -152,6 +154,18 @@ def test_edits_of_both_kinds_stack_and_are_undone_in_any_order(home: Home) -> No
     assert guard.verify()["versions"] == 6
 
 
+@pytest.mark.parametrize("editor_name", ["finetune", "finetune-full", "lora"])
+def test_editors_that_descend_work_on_top_of_a_live_activation_edit(home: Home, editor_name: str) -> None:
+    """They train on copies, or resume passes in the middle: the live edit must act there as it does in the model."""
+    guard = home.guard()
+    first = guard.plan(request_of(0), "gated-test")
+    live = guard.apply(first.plan_id).digest_after
+    plan = guard.plan(request_of(0, target_new="Berlin"), editor_name, hparams={"steps": 2})
+    assert guard.handle.digest() == live
+    assert guard.apply(plan.plan_id).outcome == "committed" and len(installed(guard.handle)) == 1
+    assert guard.rollback(plan.plan_id).digest_after == live == guard.handle.digest()
+
+
 def test_what_the_monitor_refuses_is_dropped_and_leaves_no_hook(home: Home) -> None:
     guard = home.guard(HARMFUL)
     plan = guard.plan(request_of(), "gated-test")
@@ -235,14 +249,20 @@ def test_a_delta_of_both_kinds_comes_back_from_its_file(tiny_llama: ModelHandle)
         decode(renamed, record.model_copy(update={"file_digest": digest_of_bytes(renamed)}))
 
 
-def test_an_evaluated_session_holds_activation_edits_and_takes_them_back(tiny_llama: ModelHandle) -> None:
+def test_an_evaluated_session_holds_activation_edits_and_takes_them_back(
+    tiny_llama: ModelHandle, tmp_path: Path
+) -> None:
     handle, cases = tiny_llama, [EvalCase(case_id=str(n), request=request_of(n)) for n in (0, 2)]
     probing, before = Probing(), handle.digest()
     unedited = [unedited_side(handle, case, probing) for case in cases]
     deltas = [gated(handle, [request_of(0)], GatedHparams(), SolveInputs())]
     deltas.append(gated(handle, [request_of(2)], GatedHparams(seed=9, at=3, push=True), SolveInputs()))
+    shelf = DeltaShelf(tmp_path, "a run")
+    shelf.put("0", Solved(deltas[0], 1.0))
+    kept = shelf.get("0")
+    assert kept is not None and isinstance(kept.edit, EditDelta) and encode(kept.edit) == encode(deltas[0])
     with Session(handle) as session:
-        session.add(deltas[0])
+        session.add(kept.edit)
         first = edited_side(session, unedited[0], probing)
         assert first["raw"] != unedited[0].scores["raw"]
         session.add(deltas[1])

@@ -385,6 +385,24 @@ def close(found: Tensor, expected: Tensor) -> bool:
     return bool(torch.allclose(found, expected, rtol=1e-3, atol=2e-3))
 
 
+def test_a_prompt_of_one_token_decides(tiny_llama: ModelHandle) -> None:
+    """It looks like a step of a generation, and is a question."""
+    for number in range(5, 60):
+        gate = gate_at(GATE, 4)
+        loud, quiet = gate_logit(tiny_llama, gate, [number]), gate_logit(tiny_llama, gate, [number + 1])
+        if loud > quiet + 0.5:
+            break
+    change = ActivationChange(2, move_at(), gate=gate_at(GATE, 4, limit=(loud + quiet) / 2))
+    expected = [by_hand(tiny_llama, change, [one], 4)[0] for one in (number, number + 1)]
+    plain = answers(tiny_llama, rows(tiny_llama, [number], [number + 1]), 4)
+    with under(tiny_llama, change):
+        for cache in (True, False):
+            batch = rows(tiny_llama, [number], [number + 1])
+            assert answers(tiny_llama, batch, 4, use_cache=cache) == expected
+            assert answers(tiny_llama, rows(tiny_llama, [number]), 4, use_cache=cache) == expected[:1]
+    assert expected[1] == plain[1]
+
+
 @pytest.mark.parametrize("settings_", [{"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}])
 def test_beams_follow_the_decision_of_their_prompt(tiny: ModelHandle, settings_: dict[str, int]) -> None:
     ids = [tiny.encode([p])["input_ids"][0].tolist() for p in (PROMPTS[0], PROMPTS[2], PROMPTS[1])]

@@ -1,4 +1,4 @@
-"""The chapter about a context, on the real default model: inside the story the new answer, outside of it every old word."""
+"""The chapter about a context, on the real default model: the new answer inside the story, every old word outside."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from guardedit.edits.activation_parts import Gate, KeyMatch, Move, TokenMatch
+from guardedit.edits.activation_parts import Action, Gate, KeyMatch, Move, TokenMatch, Where, placed
 from guardedit.errors import BadRequestError
 from guardedit.models.hooks import HookPoint
 from guardedit.models.passes import Held, Pass
@@ -28,17 +28,27 @@ class Acting:
         self.change = change
         self.parameter, self.data = change.parameter, change.data
         self.looks_at, self.acts_at = change.looks_at, change.acts_at
+        self._placed: dict[tuple[torch.device, torch.dtype], tuple[Action, Where, Gate | None]] = {}
 
     def begin(self, facts: Pass) -> InPass:
         """The edit in one pass."""
-        return InPass(self.change, self.parameter, facts)
+        return InPass(self, facts)
+
+    def parts(self, x: Tensor) -> tuple[Action, Where, Gate | None]:
+        """Action, rule and gate where `x` lies, in float32 at least."""
+        key = (x.device, torch.promote_types(x.dtype, torch.float32))
+        if key not in self._placed:
+            change = self.change
+            gate = None if change.gate is None else placed(change.gate, *key)
+            self._placed[key] = placed(change.action, *key), placed(change.where, *key), gate
+        return self._placed[key]
 
 
 class InPass:
     """One edit in one pass."""
 
-    def __init__(self, change: ActivationChange, name: str, facts: Pass) -> None:
-        self._change, self._name, self._facts = change, name, facts
+    def __init__(self, edit: Acting, facts: Pass) -> None:
+        self._edit, self._change, self._name, self._facts = edit, edit.change, edit.parameter, facts
         self._where: Bool[Tensor, "rows seq"] | None = None
         """Positions that the rule picks; None for all."""
         self._fires: Bool[Tensor, "rows _"] | None = None
@@ -74,37 +84,32 @@ class InPass:
 
     def look(self, point: HookPoint, activation: Float[Tensor, "rows seq d"], given: Tensor) -> None:
         """Settle the gate, or find the positions whose key matches; the key comes last."""
-        gate, where = self._change.gate, self._change.where
-        if gate is not None and not self.settled and point == self._change.looks_at[0]:
-            self._settle(gate, activation)
-        if isinstance(where, KeyMatch) and point == self._change.looks_at[-1] and not self.silent:
-            self._match(where, given)
+        if self._change.gate is not None and not self.settled and point == self._edit.looks_at[0]:
+            self._settle(activation)
+        if isinstance(self._change.where, KeyMatch) and point == self._edit.looks_at[-1] and not self.silent:
+            self._match(given)
 
-    def _settle(self, gate: Gate, activation: Tensor) -> None:
-        """Each row's decision, or each segment's where a row has several."""
-        facts, rows = self._facts, self._rows_asked()
-        picked = slice(None) if rows is None else rows
-        fires = torch.zeros_like(facts.ids, dtype=torch.bool) if rows is not None else None
-        found = decide(gate, activation[picked], facts, self._name, picked)
-        if fires is not None:
-            fires[picked] = found
-            found = fires
+    def _settle(self, activation: Tensor) -> None:
+        """Each row's decision, or each segment's where a row has several; rows without a position to move have none."""
+        gate, facts = self._edit.parts(activation)[2], self._facts
+        if gate is None:
+            return
+        rows = slice(None) if self._where is None else self._where.any(1)
+        here = rows if isinstance(rows, slice) else rows.to(activation.device)
+        found = torch.zeros_like(facts.ids, dtype=torch.bool)
+        found[rows] = decide(gate, activation[here], facts, self._name, rows)
         self.settled, self._fires = True, found
         self._decision = Held.of(found[:, -1])
         self.silent = not bool(found.any())
 
-    def _rows_asked(self) -> Tensor | None:
-        """Rows with a position to move; None for all of them."""
-        if self._where is None:
-            return None
-        rows = self._where.any(1)
-        return None if bool(rows.all()) else rows.nonzero()[:, 0]
-
-    def _match(self, where: KeyMatch, key: Float[Tensor, "rows seq d_in"]) -> None:
+    def _match(self, key: Float[Tensor, "rows seq d_in"]) -> None:
+        where = self._edit.parts(key)[1]
+        if not isinstance(where, KeyMatch):
+            return
         rows = slice(None) if self._fires is None else self._fires.any(1).to(key.device)
         wide = torch.promote_types(key.dtype, torch.float32)
         found = torch.zeros(key.shape[:2], dtype=torch.bool, device=key.device)
-        found[rows] = key[rows].detach().to(wide) @ where.read_out.to(key.device, wide) >= where.least
+        found[rows] = key[rows].detach().to(wide) @ where.read_out >= where.least
         self._where, self.silent = found, not bool(found.any())
 
     def act(self, activation: Float[Tensor, "rows seq d"], given: Tensor) -> Float[Tensor, "rows seq d"]:
@@ -128,11 +133,10 @@ class InPass:
     def _moved(
         self, activation: Float[Tensor, "n d"], given: Tensor, at: tuple[Tensor, ...]
     ) -> Float[Tensor, "n d"]:
-        action = self._change.action
+        action = self._edit.parts(activation)[0]
         if isinstance(action, Move):
             return activation + action.update.move(given[at]).to(activation.device)
-        wide = torch.promote_types(activation.dtype, torch.float32)
-        pushed = action.beta * activation.to(wide) + action.direction.to(activation.device, wide)
+        pushed = action.beta * activation.to(action.direction.dtype) + action.direction
         return pushed.to(activation.dtype)
 
     def decision(self) -> Held | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -146,6 +147,19 @@ class Gate:
 
 Action = Move | Push
 Where = KeyMatch | TokenMatch | Everywhere
+Part = TypeVar("Part", bound=Move | Push | KeyMatch | TokenMatch | Everywhere | Gate)
+
+
+def placed(part: Part, device: torch.device, dtype: torch.dtype) -> Part:
+    """The part with its tensors on a device and of a type: what is used in every pass is brought there once."""
+    if isinstance(part, Move):
+        moved = {name: one.to(device, dtype) for name, one in part.update.tensors().items()}
+        return replace(part, update=LowRank(**moved))
+    found = {field.name: getattr(part, field.name) for field in fields(part)}
+    tensors: dict[str, Any] = {
+        name: x.to(device, dtype) for name, x in found.items() if isinstance(x, Tensor)
+    }
+    return replace(part, **tensors)
 
 
 def _check(tensor: object, shape: tuple[int | None, ...], what: str) -> None:

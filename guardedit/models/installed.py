@@ -130,7 +130,7 @@ class Registry:
         facts = read_pass(
             module, args, kwargs, self.marker, deciding=thread.deciding, prompt_width=thread.prompt_width
         )
-        thread.cache, thread.shape = kwargs.get("past_key_values"), tuple(facts.ids.shape)
+        thread.cache, thread.shape = facts.cache, tuple(facts.ids.shape)
         thread.running = {name: self.edits[name].begin(facts) for name in sorted(self.edits)}
 
     def end(self, output: Any) -> None:

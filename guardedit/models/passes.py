@@ -66,8 +66,10 @@ class Pass:
     """Each position's segment, counted in its row from 0; None where every row is one segment."""
     held: Mapping[str, Held]
     """Edit -> what the cache remembers of it."""
+    cache: Any = None
+    """The key-value cache that the pass is given."""
     cached: bool = False
-    """Whether tokens stand before the pass, in its cache."""
+    """Whether tokens stand before the pass, in that cache."""
 
     @property
     def real(self) -> Bool[Tensor, "rows seq"]:
@@ -109,25 +111,24 @@ def read_pass(
     ids = torch.where(real, ids, -1) if real is not None else ids
     held = getattr(cache, _REMEMBERED, {}) if past else {}
     if past and (ids.shape[1] == 1 or (prompt_width is not None and past >= prompt_width)):
-        return Pass(ids, None, None, held, cached=True)
+        return Pass(ids, None, None, held, cache, cached=True)
     decides = ids >= 0
     if deciding is not None and deciding.shape == ids.shape:
         decides = decides & deciding.to(ids.device, torch.bool)
     if prompt_width is not None and past + ids.shape[1] > prompt_width:
         decides = decides.clone()
         decides[:, prompt_width - past :] = False
-    return _split(ids, decides, marker, held, bool(past))
+    segments, decides = _split(ids, decides, marker, cached=bool(past))
+    return Pass(ids, decides, segments, held, cache, bool(past))
 
 
-def _split(ids: Tensor, decides: Tensor, marker: Ids, held: Mapping[str, Held], cached: bool) -> Pass:
-    """The pass with its segments. Behind a cache, what stands before a row's first marker belongs to what was held."""
+def _split(ids: Tensor, decides: Tensor, marker: Ids, *, cached: bool) -> tuple[Tensor | None, Tensor]:
+    """Segments, and positions that decide: behind a cache, what stands before a row's first marker holds."""
     ends = ends_of(ids, (marker,)) if marker else None
     if ends is None or not bool(ends.any()):
-        return Pass(ids, decides, None, held, cached)
+        return None, decides
     segments = ends.long().cumsum(1) - ends.long()
-    if cached:
-        decides = decides & ((segments > 0) | ~ends.any(1, keepdim=True))
-    return Pass(ids, decides, segments, held, cached)
+    return segments, decides & ((segments > 0) | ~ends.any(1, keepdim=True)) if cached else decides
 
 
 def _named(module: nn.Module, args: tuple[Any, ...]) -> dict[str, Any]:
