@@ -52,6 +52,15 @@ class ContextDemo(Demo):
         told = self._talk("with the edit") if applied is not None else []
         return {**super()._close(plan, applied), "chat": told}
 
+    def _tell_plan(self, plan: Plan) -> None:
+        super()._tell_plan(plan)
+        said = plan.delta.diagnostics
+        self._plain(
+            f"  where the gate speaks, on wordings it was not fitted to: in {float(str(said['gate_fires_inside'])):.0%} of "
+            f"{said['gate_n_inside']} prompts inside, {float(str(said['gate_fires_outside'])):.1%} of "
+            f"{said['gate_n_outside']} outside"
+        )
+
     def _talk(self, title: str) -> list[dict[str, str]]:
         with self._working():
             told = talk(self.guard.handle, TURNS)
