@@ -169,8 +169,9 @@ COLUMNS = {
 
 
 def write(out: Path, to: Path) -> None:
-    """Collect every finished cell: figures with intervals, settings, digests."""
-    cells: dict[str, dict[str, Any]] = {}
+    """Collect every finished cell: figures with intervals, settings, digests. Cells of earlier runs stay, unless they
+    were run again."""
+    cells: dict[str, dict[str, Any]] = json.loads(to.read_text()) if to.is_file() else {}
     for path in sorted((out / "main").glob("*.json")) + sorted((out / "fluency").glob("*.json")):
         found = json.loads(path.read_text())
         cell = cells.setdefault(f"{found['row']} / {found['shape']}", {"metrics": {}})
