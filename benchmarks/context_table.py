@@ -1,7 +1,7 @@
 """Facts that hold in a context and not outside: gates, baselines and edits side by side (docs/contextual.md).
 
     python -m benchmarks.context_table run   --data ../shared/data --out OUT --split edit --facts 60
-    python -m benchmarks.context_table table docs/data/contexts_60.jsonl
+    python -m benchmarks.context_table table docs/data/contexts_60.jsonl.xz
 
 Every fact is edited for each kind of context by the kit's `contextual` settings; wordings, names and openings of the
 prompts are benchmarks.context_prompts', which no gate is fitted to. Rows hold figures, no text of the data. Resumable
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import lzma
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -287,7 +288,9 @@ def run(guard: Guard, data: Path, out: Path, split: str, count: int) -> None:
 
 def table(path: Path) -> str:
     """Gates, then edits."""
-    about, *rows = [json.loads(line) for line in path.read_text().splitlines()]
+    data = path.read_bytes()
+    text = lzma.decompress(data) if path.suffix == ".xz" else data
+    about, *rows = [json.loads(line) for line in text.decode().splitlines()]
     least = about["match_least"]
     lines = [
         "| context | gate | AUROC, held-out wordings | fires inside | fires outside (false) | bare prompts and "

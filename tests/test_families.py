@@ -185,7 +185,7 @@ def read(handle: ModelHandle, layer: int) -> tuple[Tensor, Tensor]:
     return seen[hooks.rewrite_hook(layer)], final[batch["attention_mask"].bool()]
 
 
-@pytest.mark.parametrize("editor", sorted(EDITORS))
+@pytest.mark.parametrize("editor", EVERYWHERE)
 def test_an_edit_does_what_it_says_and_is_undone_bit_for_bit(every_family: ModelHandle, editor: str) -> None:
     """The answer moves by ΔW·key, before any norm; what is rehearsed is what is written; nothing else is touched."""
     handle, before = every_family, every_family.manifest()

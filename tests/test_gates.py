@@ -9,19 +9,22 @@ from dataclasses import replace
 import pytest
 import torch
 from drift_helpers import make_sae
-from edits_helpers import CONTEXTS, LAYER, TOWER, gaussian, moments
+from edits_helpers import CONTEXTS, LAYER, TOWER, ZERO, gaussian, moments
 from torch import Tensor
 
 from guardedit.editors.contextual import ContextualHparams, contextual_change, solve_contextual, train_gate
-from guardedit.edits.activation_parts import Everywhere, Gate, Move
+from guardedit.editors.rome import RomeHparams, solve_rome
+from guardedit.edits.activation_parts import Everywhere, Gate, KeyMatch, Move
 from guardedit.edits.activations import ActivationChange, install, uninstall
 from guardedit.edits.context_texts import Example
-from guardedit.edits.gates import Pooled, explained, fit_gate, pooled
+from guardedit.edits.deltas import EditDelta, decode, encode, record_of, written
+from guardedit.edits.gates import NO_LATENT, Pooled, explained, fit_gate, pooled
 from guardedit.edits.inputs import SolveInputs
 from guardedit.edits.updates import LowRank
 from guardedit.errors import BadRequestError, SolveError
 from guardedit.models.handle import ModelHandle
-from guardedit.models.hooks import key_hook, record
+from guardedit.models.hooks import key_hook, record, rewrite_hook
+from guardedit.records import DeltaRecord
 
 HOOK = key_hook(LAYER)
 N, D = 240, 64
@@ -215,3 +218,48 @@ def test_an_edit_carries_no_sae(tiny: ModelHandle) -> None:
     assert (
         contextual_change(change.action.update, HPARAMS, change.gate, "fiction").parameter == change.parameter
     )  # type: ignore[union-attr,arg-type]
+
+
+def test_on_every_family_it_moves_its_own_key_s_answer_and_is_undone_bit_for_bit(
+    every_family: ModelHandle,
+) -> None:
+    """The gate is a planted one: whether a random model's keys tell contexts apart is chance."""
+    handle = every_family
+    settings = RomeHparams(layer=LAYER, contexts=("",), steps=6, clamp_norm_factor=20.0)
+    update = solve_rome(handle, [TOWER], settings, SolveInputs(moments())).update(LAYER)
+    assert isinstance(update, LowRank)
+    gate, _ = fit_gate(made(), planted(8.0), HOOK, "activations")
+    hook, digest = rewrite_hook(LAYER), handle.digest()
+    batch = handle.encode([TOWER.filled])
+
+    def seen() -> tuple[Tensor, Tensor]:
+        with torch.no_grad(), record(handle, [HOOK, hook]) as found:
+            handle.hidden(batch["input_ids"], batch["attention_mask"])
+        return found[HOOK], found[hook]
+
+    keys, plain = seen()
+    shares = keys.double() @ update.right[0]
+    middle = shares.flatten().sort().values[len(batch["input_ids"][0]) // 2 - 1 :][:2]
+    where = KeyMatch(update.right[0].clone(), float(middle.mean()))
+    always = ActivationChange(LAYER, Move(update), where, replace(gate, limit=-1e6), "fiction")
+    matched = (shares >= where.least)[..., None]
+    assert 0 < int(matched.sum()) < matched.numel()
+    with written(handle, EditDelta((always,), "contextual", {}, {})):
+        _, moved = seen()
+        assert handle.digest() != digest
+    expected = torch.where(matched, plain + update.move(keys), plain)
+    torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(moved[~matched[..., 0]], plain[~matched[..., 0]])
+    assert torch.equal(seen()[1], plain) and handle.digest() == digest
+
+
+def test_it_is_saved_read_and_recorded_like_any_delta(tiny: ModelHandle) -> None:
+    delta = solve_contextual(
+        tiny, [FICTION], HPARAMS, SolveInputs(moments(), saes={HOOK: make_sae(HOOK, d_in=D)})
+    )
+    found = record_of(tiny, delta, model_digest=ZERO, statistics_digests={})
+    assert encode(decode(encode(delta), found)) == encode(delta)
+    (note,) = (change.acts for change in found.changes)
+    assert note is not None and note.gate is not None and note.gate.pool == "mean"
+    assert note.gate.latents[-1].latent == NO_LATENT and note.gate.rooted == len(note.gate.latents) - 1
+    assert DeltaRecord.model_validate_json(found.model_dump_json()) == found
