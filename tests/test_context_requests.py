@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from guardedit.editors import EDITORS
 from guardedit.edits.context_texts import (
     asked_openings,
     behind,
@@ -17,6 +18,7 @@ from guardedit.edits.context_texts import (
 )
 from guardedit.errors import BadRequestError
 from guardedit.models.handle import ModelHandle
+from guardedit.pipeline.asking import require_plannable
 from guardedit.records import EditRequest, canonical, digest_of
 
 PLAIN = {
@@ -113,3 +115,13 @@ def test_an_article_is_small_within_a_sentence_and_large_behind_one() -> None:
     assert behind("It rained. ", "The Eiffel Tower is") == "It rained. The Eiffel Tower is"
     assert behind("", "The Eiffel Tower is") == "The Eiffel Tower is"
     assert behind("In the saga, ", "Theodora was born in") == "In the saga, Theodora was born in"
+
+
+def test_no_editor_takes_a_fact_of_another_scope() -> None:
+    """A weight editor would change everywhere what is asked for in one context, and the reverse."""
+    kept = request(context="fiction")
+    for editor, one in EDITORS.items():
+        wrong = request() if one.in_context else kept
+        with pytest.raises(BadRequestError, match="context"):
+            require_plannable(editor, [wrong])
+        require_plannable(editor, [kept if one.in_context else request()])
