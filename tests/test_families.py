@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import FAMILIES
 from edits_helpers import LAYER, TOWER, moments, twin
-from test_editors import settings, solved
+from test_editors import EVERYWHERE, settings, solved
 from torch import Tensor
 
 from guardedit.audit.versions import VersionStore
