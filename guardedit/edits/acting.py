@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from guardedit.edits.activation_parts import Action, Gate, KeyMatch, Move, TokenMatch, Where, placed
@@ -151,25 +151,37 @@ def decide(
 
     activation: that of the pass's `rows`.
     """
-    ids = facts.ids[rows]
-    decides = facts.decides[rows].to(activation.device) if facts.decides is not None else ids >= 0
-    segments = torch.zeros_like(ids) if facts.segments is None else facts.segments[rows]
-    segments = segments.to(activation.device)
-    n_segments = 1 if facts.segments is None else int(segments.max()) + 1
+    decides = (facts.ids >= 0 if facts.decides is None else facts.decides)[rows].to(activation.device)
+    segments = None if facts.segments is None else facts.segments[rows].to(activation.device)
     acts = gate.latent_acts(activation.detach()).masked_fill(~decides[..., None], -torch.inf)
-    where = segments[..., None].expand_as(acts)
-    pooled = acts.new_full((len(ids), n_segments, acts.shape[-1]), -torch.inf)
-    pooled = pooled.scatter_reduce(1, where, acts, "amax")
-    known = torch.zeros(len(ids), n_segments, dtype=torch.long, device=decides.device)
-    known = known.scatter_reduce(1, segments, decides.long(), "amax").bool()
+    pooled, known = _pooled(acts, decides, segments)
     fires = gate.logit(pooled.masked_fill(~known[..., None], 0.0)) >= gate.limit
     held = facts.held_for(name)
-    before = torch.zeros(len(ids), dtype=torch.bool, device=fires.device) if held is None else held[rows]
-    return _carried(fires, known, before.to(fires.device)).gather(1, segments).to(facts.ids.device)
+    before = torch.zeros_like(known[:, 0]) if held is None else held[rows].to(known.device)
+    found = _carried(fires, known, before)
+    found = found.expand_as(decides) if segments is None else found.gather(1, segments)
+    return found.to(facts.ids.device)
+
+
+def _pooled(
+    acts: Float[Tensor, "rows seq n"],
+    decides: Bool[Tensor, "rows seq"],
+    segments: Int[Tensor, "rows seq"] | None,
+) -> tuple[Float[Tensor, "rows segments n"], Bool[Tensor, "rows segments"]]:
+    """The largest of each latent in each segment, and whether a position of it decides."""
+    if segments is None:
+        return acts.amax(1, keepdim=True), decides.any(1, keepdim=True)
+    shape = (len(acts), int(segments.max()) + 1)
+    pooled = acts.new_full((*shape, acts.shape[-1]), -torch.inf)
+    pooled = pooled.scatter_reduce(1, segments[..., None].expand_as(acts), acts, "amax")
+    known = torch.zeros(shape, dtype=torch.long, device=acts.device)
+    return pooled, known.scatter_reduce(1, segments, decides.long(), "amax").bool()
 
 
 def _carried(fires: Tensor, known: Tensor, before: Tensor) -> Bool[Tensor, "rows segments"]:
     """Each segment's decision, or that of the last one before it that has one; `before` all of them is what is held."""
+    if fires.shape[1] == 1:
+        return torch.where(known, fires, before[:, None])
     steps = torch.arange(1, fires.shape[1] + 1, device=fires.device)
     last = torch.where(known, steps, 0).cummax(1).values
     return torch.cat([before[:, None], fires], 1).gather(1, last)
