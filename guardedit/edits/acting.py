@@ -162,8 +162,8 @@ def decide(
     pooled = _pooled(gate, activation.detach(), decides, segments, counts)
     fires, known = gate.logit(pooled) >= gate.limit, counts > 0
     held = facts.held_for(name)
-    before = torch.zeros(len(ids), dtype=torch.bool, device=fires.device) if held is None else held[rows]
-    return _carried(fires, known, before.to(fires.device)).gather(1, segments).to(facts.ids.device)
+    before = torch.zeros_like(known[:, 0]) if held is None else held[rows].to(known.device)
+    return _carried(fires, known, before).gather(1, segments).to(facts.ids.device)
 
 
 def _without_first(
@@ -199,6 +199,8 @@ def _pooled(
 
 def _carried(fires: Tensor, known: Tensor, before: Tensor) -> Bool[Tensor, "rows segments"]:
     """Each segment's decision, or that of the last one before it that has one; `before` all of them is what is held."""
+    if fires.shape[1] == 1:
+        return torch.where(known, fires, before[:, None])
     steps = torch.arange(1, fires.shape[1] + 1, device=fires.device)
     last = torch.where(known, steps, 0).cummax(1).values
     return torch.cat([before[:, None], fires], 1).gather(1, last)

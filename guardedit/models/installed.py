@@ -31,6 +31,9 @@ _ATTRIBUTE = "_activation_edits"
 class Running(Protocol):
     """One edit during one forward pass."""
 
+    silent: bool
+    """Known to move nothing: it is not asked any more."""
+
     def look(self, point: HookPoint, activation: Tensor, given: Tensor) -> None:
         """Read an activation (rows, seq, d), or what the module at the point was given."""
         ...
@@ -77,6 +80,9 @@ class _Thread:
     """What one thread is doing with the model: two may generate at once."""
 
     running: dict[str, Running] | None = None
+    """None outside a forward pass."""
+    acting: dict[str, Running] = field(default_factory=dict)
+    """Those of `running` that were not silent from the start."""
     shape: tuple[int, ...] = ()
     cache: Any = None
     deciding: Tensor | None = None
@@ -132,6 +138,7 @@ class Registry:
         )
         thread.cache, thread.shape = facts.cache, tuple(facts.ids.shape)
         thread.running = {name: self.edits[name].begin(facts) for name in sorted(self.edits)}
+        thread.acting = {name: one for name, one in thread.running.items() if not one.silent}
 
     def end(self, output: Any) -> None:
         """A forward pass has ended, or was broken off (then there is no output)."""
@@ -148,18 +155,19 @@ class Registry:
     def at(self, point: HookPoint, activation: Tensor, given: Tensor) -> Tensor:
         """What the edits make of an activation."""
         thread = self.thread
-        if thread.running is None:
-            return activation  # a module called by itself: there are no tokens and no prompt
+        # A module called by itself, outside a pass, has no tokens and no prompt.
+        if thread.running is None or not thread.acting:
+            return activation
         if tuple(activation.shape[:2]) != thread.shape:
             raise BadRequestError(
                 f"an activation edit at {point.point} of layer {point.layer} is shown {list(activation.shape[:2])} of "
                 f"the {list(thread.shape)} rows and positions of this forward pass; run it on whole rows"
             )
-        for name, running in thread.running.items():
-            if point in self.edits[name].looks_at:
+        for name, running in thread.acting.items():
+            if not running.silent and point in self.edits[name].looks_at:
                 running.look(point, activation, given)
-        for name, running in thread.running.items():
-            if point == self.edits[name].acts_at:
+        for name, running in thread.acting.items():
+            if not running.silent and point == self.edits[name].acts_at:
                 activation = running.act(activation, given)
         return activation
 
