@@ -55,10 +55,10 @@ class ContextDemo(Demo):
     def _tell_plan(self, plan: Plan) -> None:
         super()._tell_plan(plan)
         said = plan.delta.diagnostics
+        inside, outside = (float(str(said[f"gate_fires_{side}"])) for side in ("inside", "outside"))
         self._plain(
-            f"  where the gate speaks, on wordings it was not fitted to: in {float(str(said['gate_fires_inside'])):.0%} of "
-            f"{said['gate_n_inside']} prompts inside, {float(str(said['gate_fires_outside'])):.1%} of "
-            f"{said['gate_n_outside']} outside"
+            f"  on wordings that it was not fitted to, the gate speaks in {inside:.0%} of {said['gate_n_inside']} prompts "
+            f"inside the context and {outside:.1%} of {said['gate_n_outside']} outside"
         )
 
     def _talk(self, title: str) -> list[dict[str, str]]:
