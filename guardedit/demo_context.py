@@ -57,8 +57,8 @@ class ContextDemo(Demo):
         said = plan.delta.diagnostics
         inside, outside = (float(str(said[f"gate_fires_{side}"])) for side in ("inside", "outside"))
         self._plain(
-            f"  on wordings that it was not fitted to, the gate speaks in {inside:.0%} of {said['gate_n_inside']} prompts "
-            f"inside the context and {outside:.1%} of {said['gate_n_outside']} outside"
+            f"  on wordings that it was not fitted to, the gate speaks in {inside:.0%} of {said['gate_n_inside']} "
+            f"prompts inside the context and {outside:.1%} of {said['gate_n_outside']} outside"
         )
 
     def _talk(self, title: str) -> list[dict[str, str]]:
