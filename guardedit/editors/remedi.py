@@ -49,7 +49,9 @@ def solve_remedi(
     StatisticsMismatchError with one of another width, SolveError where the direction is not finite.
     """
     if len(requests) != 1:
-        raise BadRequestError(f"remedi edits one fact at a time, got {len(requests)}; plan them one by one (`--each`)")
+        raise BadRequestError(
+            f"remedi edits one fact at a time, got {len(requests)}; plan them one by one (`--each`)"
+        )
     request = requests[0]
     trained = inputs.map_of(handle, hparams.layer)
     inputs.tell("reading subject and object", 0.1)
@@ -70,7 +72,11 @@ def solve_remedi(
 
 
 def remedi_change(
-    handle: ModelHandle, request: EditRequest, hook_name: str, layer: int, direction: Float[Tensor, " d_model"]
+    handle: ModelHandle,
+    request: EditRequest,
+    hook_name: str,
+    layer: int,
+    direction: Float[Tensor, " d_model"],
 ) -> ActivationChange:
     """The direction as an activation edit, at every place of a prompt where the subject's tokens end."""
     where = TokenMatch(subject_sequences(handle, request))

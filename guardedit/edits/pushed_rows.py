@@ -73,7 +73,7 @@ class PushedBatch:
 def push_layer(handle: ModelHandle, hook_name: str) -> int:
     """The layer of a `blocks.{L}.hook_resid_post` that has a block above it.
 
-    Raises BadRequestError for another hook, or the last block's: a push there reaches the subject's own prediction only.
+    Raises BadRequestError for another hook, or the last block's: no later token would see a push there.
     """
     point = HookPoint.parse(hook_name, handle.n_layers)
     if point.point != "hook_resid_post" or point.layer + 1 >= handle.n_layers:

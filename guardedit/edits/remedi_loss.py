@@ -52,9 +52,7 @@ class Terms:
         )
 
 
-def batch_terms(
-    handle: ModelHandle, batch: PushedBatch, directions: Float[Tensor, "rows d_model"]
-) -> Terms:
+def batch_terms(handle: ModelHandle, batch: PushedBatch, directions: Float[Tensor, "rows d_model"]) -> Terms:
     """The three terms of a batch in which each row has its fact's direction added; gradients reach `directions`."""
     hidden = batch.hidden(directions)
     new = -(target_logprobs(handle, batch, hidden) * batch.target_weights)

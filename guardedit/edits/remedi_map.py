@@ -28,6 +28,7 @@ from guardedit.records import Digest, Record, digest_of, digest_of_bytes
 from guardedit.saes.files import write_atomically
 
 CARD, TENSORS = "card.json", "map.safetensors"
+MAP_FILES = (CARD, TENSORS)
 
 
 class Share(Record):
@@ -115,7 +116,9 @@ def halved(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """
     small = weight.detach().cpu().half(), bias.detach().cpu().half()
     if not all(bool(torch.isfinite(part).all()) for part in small):
-        raise IntegrityError("the trained map does not fit 16 bit, nothing was written; lower the learning rate")
+        raise IntegrityError(
+            "the trained map does not fit 16 bit, nothing was written; lower the learning rate"
+        )
     return small[0].float(), small[1].float()
 
 

@@ -73,7 +73,9 @@ def _of_batch(
     """Per row, the target's mean log-probability a token and the mean KL a kept token."""
     hidden = batch.hidden(directions[batch.fact_of])
     logprobs = target_logprobs(handle, batch, hidden).double() * batch.target_weights.double()
-    means = torch.zeros(batch.n_rows, dtype=torch.float64).index_add(0, batch.targets[0].cpu(), logprobs.cpu())
+    means = torch.zeros(batch.n_rows, dtype=torch.float64).index_add(
+        0, batch.targets[0].cpu(), logprobs.cpu()
+    )
     kl = kept_kl(handle, batch, hidden).double().cpu()
     kept_rows = batch.kept[0].cpu()
     counts = kept_rows.bincount(minlength=batch.n_rows)

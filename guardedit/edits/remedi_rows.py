@@ -1,4 +1,4 @@
-"""The rows that REMEDI is trained on, made from facts: the prompt, its other wordings, and openings about the subject."""
+"""The rows that REMEDI is trained on: a fact's prompt, its other wordings, and openings about the subject."""
 
 from __future__ import annotations
 
@@ -73,9 +73,7 @@ def pair_row(
     return PushedRow(fact, tuple(ids[:-1]), at, targets, kept=tuple(range(at + 1, first - 1)))
 
 
-def _target_row(
-    handle: ModelHandle, fact: int, request: EditRequest, prompt: str, start: int
-) -> PushedRow:
+def _target_row(handle: ModelHandle, fact: int, request: EditRequest, prompt: str, start: int) -> PushedRow:
     if request.target_true is None:
         raise BadRequestError(
             f"{request.filled!r} names no old target; training lowers the old answer, so name it as target_true"
@@ -88,6 +86,6 @@ def _target_row(
 
 def _opening_row(handle: ModelHandle, fact: int, request: EditRequest, opening: str) -> PushedRow:
     text, start = about(opening, request)
-    tokens = tokenise(handle, text)
-    covering = [i for i, (left, right) in enumerate(tokens.offsets) if left < start + len(request.subject) and right > start]
-    return PushedRow(fact, tuple(tokens.ids), covering[-1], kept=tuple(range(covering[-1] + 1, len(tokens.ids))))
+    tokens, end = tokenise(handle, text), start + len(request.subject)
+    at = max(i for i, (left, right) in enumerate(tokens.offsets) if left < end and right > start)
+    return PushedRow(fact, tuple(tokens.ids), at, kept=tuple(range(at + 1, len(tokens.ids))))

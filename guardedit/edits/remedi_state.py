@@ -41,9 +41,7 @@ class Scaling:
         size = (entity - entity.mean(0)).norm(dim=1).median() / math.sqrt(entity.shape[1])
         return cls(both.mean(0), spread, float(size) or 1.0, start)
 
-    def directions(
-        self, found: Representations, weight: Tensor, bias: Tensor
-    ) -> Float[Tensor, "n d_model"]:
+    def directions(self, found: Representations, weight: Tensor, bias: Tensor) -> Float[Tensor, "n d_model"]:
         """A direction for every row; gradients reach weight and bias."""
         z = (found.together() - self.mean) / self.spread
         first = self.start * (found.attribute - self.mean[found.entity.shape[1] :])

@@ -233,9 +233,7 @@ class _Trainer:
 
     def _done(self) -> bool:
         now = self.run.progress
-        return (
-            now.epoch >= self.settings.epochs or now.epoch - now.best_epoch >= self.settings.patience > 0
-        )
+        return now.epoch >= self.settings.epochs or now.epoch - now.best_epoch >= self.settings.patience > 0
 
     def _steps(self) -> int:
         now = self.run.progress

@@ -13,7 +13,10 @@ AROUND = ("{}", "So {}", '"{}"', "({})")
 def subject_sequences(handle: ModelHandle, request: EditRequest) -> tuple[tuple[int, ...], ...]:
     """Every sequence of token ids that the subject has at the start of a text, in its midst, and in its own prompt."""
     texts = (request.prompt, *AROUND)
-    found = [tokens_over(handle, text.replace("{}", request.subject), text.index("{}"), request.subject) for text in texts]
+    found = [
+        tokens_over(handle, text.replace("{}", request.subject), text.index("{}"), request.subject)
+        for text in texts
+    ]
     return tuple(dict.fromkeys(found))
 
 
