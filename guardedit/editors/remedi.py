@@ -16,7 +16,7 @@ from torch import Tensor
 from guardedit.edits.activation_parts import Push, TokenMatch
 from guardedit.edits.activations import ActivationChange
 from guardedit.edits.deltas import EditDelta
-from guardedit.edits.descent import plain_of
+from guardedit.edits.descent import Plain, plain_of
 from guardedit.edits.inputs import SolveInputs
 from guardedit.edits.representations import represent
 from guardedit.edits.settings import require_number
@@ -62,7 +62,7 @@ def solve_remedi(
             f"the map of {trained.hook_name} gives {request.subject!r} a direction that is not finite; train it again"
         )
     change = remedi_change(handle, request, trained.hook_name, hparams.layer, direction)
-    diagnostics = {
+    diagnostics: Plain = {
         "direction_norm": float(direction.norm()),
         "entity_norm": float(found.entity[0].norm()),
         "map_digest": trained.digest,

@@ -39,9 +39,17 @@ class Terms:
     @classmethod
     def added(cls, terms: Sequence[Terms]) -> Terms:
         """All batches as one."""
-        sums = [torch.stack([getattr(term, name) for term in terms]).sum() for name in ("new", "old", "kept")]
-        counts = [sum(getattr(term, name) for term in terms) for name in ("n_new", "n_old", "n_kept")]
-        return cls(*sums, *counts)
+        new, old, kept = (
+            torch.stack([getattr(term, name) for term in terms]).sum() for name in ("new", "old", "kept")
+        )
+        return cls(
+            new=new,
+            old=old,
+            kept=kept,
+            n_new=sum(term.n_new for term in terms),
+            n_old=sum(term.n_old for term in terms),
+            n_kept=sum(term.n_kept for term in terms),
+        )
 
     def total(self, weights: LossWeights) -> Float[Tensor, ""]:
         """The weighed sum of the means; a term without a row or token counts nothing."""
