@@ -6,28 +6,23 @@ that it was not trained on). The card names the digest of the tensors and seals 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
-from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from guardedit.edits.representations import Representations
-from guardedit.errors import IntegrityError, MissingStatisticsError, StatisticsMismatchError
+from guardedit.edits.sealed_pairs import CARD, SealedCard, read_pair, write_pair
+from guardedit.errors import IntegrityError, StatisticsMismatchError
 from guardedit.models.handle import ModelHandle
 from guardedit.models.hooks import HookPoint
-from guardedit.records import Digest, Record, digest_of, digest_of_bytes
-from guardedit.saes.files import write_atomically
+from guardedit.records import Digest, Record, digest_of
 
-CARD, TENSORS = "card.json", "map.safetensors"
+TENSORS = "map.safetensors"
 MAP_FILES = (CARD, TENSORS)
 
 
@@ -40,7 +35,7 @@ class Share(Record):
     n: int
 
 
-class MapCard(Record):
+class MapCard(SealedCard):
     """How a map was made, and how good it is; held-out figures are of facts about subjects it never saw."""
 
     hook_name: str
@@ -48,8 +43,6 @@ class MapCard(Record):
     model_digest: Digest
     """Of the whole model: the map was trained through all of it."""
     d_model: int
-    tensors_digest: Digest
-    """Of the bytes of `map.safetensors`."""
     data_name: str
     data_digest: Digest
     """Over the training and held-out facts, in their order."""
@@ -128,12 +121,8 @@ def tensor_bytes(weight: Tensor, bias: Tensor) -> bytes:
 
 
 def save_map(folder: Path, weight: Tensor, bias: Tensor, card: MapCard) -> RemediMap:
-    """Write both files, the card last, and return what `load_map` gives; a torn pair is refused when it is read."""
-    plain = card.model_dump(mode="json")
-    sealed = {**plain, "seal": digest_of(plain)}
-    (folder / CARD).unlink(missing_ok=True)
-    write_atomically(folder / TENSORS, tensor_bytes(weight, bias))
-    write_atomically(folder / CARD, (json.dumps(sealed, indent=1, sort_keys=True) + "\n").encode())
+    """Write both files and return what `load_map` gives."""
+    write_pair(folder, TENSORS, tensor_bytes(weight, bias), card)
     return load_map(folder)
 
 
@@ -142,29 +131,7 @@ def load_map(folder: Path) -> RemediMap:
 
     Raises MissingStatisticsError where there is none, IntegrityError where a byte was changed.
     """
-    if not (folder / CARD).is_file() or not (folder / TENSORS).is_file():
-        raise MissingStatisticsError(
-            f"there is no REMEDI map in {folder}; train one with `guardedit remedi train FACTS`"
-        )
-    card = _card(folder / CARD)
-    data = (folder / TENSORS).read_bytes()
-    if digest_of_bytes(data) != card.tensors_digest:
-        raise IntegrityError(f"{folder / TENSORS} was changed: it is not the one that its card names")
-    try:
-        tensors = from_bytes(data)
-        weight, bias = tensors["weight"].float(), tensors["bias"].float()
-    except (SafetensorError, KeyError) as error:
-        raise IntegrityError(f"{folder / TENSORS} cannot be read: {error}") from error
-    return RemediMap(weight, bias, card, digest_of(card))
-
-
-def _card(path: Path) -> MapCard:
-    try:
-        plain: dict[str, Any] = json.loads(path.read_bytes())
-        seal = plain.pop("seal")
-        card = MapCard.model_validate(plain)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, ValidationError) as error:
-        raise IntegrityError(f"{path} cannot be read: {error}") from error
-    if digest_of(card) != seal:
-        raise IntegrityError(f"{path} was changed: it does not hash to its own seal")
-    return card
+    tensors, card = read_pair(folder, TENSORS, MapCard, "train a map with `guardedit remedi train FACTS`")
+    if tensors.keys() != {"weight", "bias"}:
+        raise IntegrityError(f"{folder / TENSORS} holds {sorted(tensors)}, not weight and bias")
+    return RemediMap(tensors["weight"].float(), tensors["bias"].float(), card, digest_of(card))
