@@ -17,6 +17,7 @@ from guardedit.editors.full_finetune import FullFinetuneHparams, solve_full_fine
 from guardedit.editors.guarded import GuardedHparams, solve_guarded
 from guardedit.editors.lora import LoraHparams, solve_lora
 from guardedit.editors.memit import MemitHparams, solve_memit
+from guardedit.editors.remedi import RemediHparams, solve_remedi
 from guardedit.editors.rome import RomeHparams, solve_rome
 from guardedit.edits.deltas import EditDelta
 from guardedit.edits.inputs import SolveInputs
@@ -65,6 +66,9 @@ EDITORS: dict[str, Editor] = {
         solve_contextual,
         "rome's update as an activation edit: only where a gate finds the request's context",
         in_context=True,
+    ),
+    "remedi": Editor(
+        RemediHparams, solve_remedi, "a direction from a trained map, added at the subject's last token"
     ),
     "lora": Editor(LoraHparams, solve_lora, "low-rank adapters by peft, exported as weights", joint=True),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from guardedit.edits.remedi_map import RemediMap
 from guardedit.edits.value_shelf import ValueShelf
 from guardedit.errors import MissingStatisticsError, StatisticsMismatchError
 from guardedit.models.handle import ModelHandle
@@ -32,6 +33,8 @@ class SolveInputs:
     progress: Progress | None = None
     values: ValueShelf | None = None
     """Values that were found before, by any editor that asks for the same ones."""
+    maps: Mapping[str, RemediMap] = field(default_factory=dict)
+    """REMEDI's maps, by hook name."""
 
     def moment(self, handle: ModelHandle, layer: int) -> SecondMoment:
         """The second moment of the layer's key space.
@@ -50,6 +53,25 @@ class SolveInputs:
                 f"the second moment given for {name} (width {width}) is of {moment.hook_name}, width {moment.width}"
             )
         return moment
+
+    def map_of(self, handle: ModelHandle, layer: int) -> RemediMap:
+        """REMEDI's map of a layer's output.
+
+        Raises MissingStatisticsError without one, StatisticsMismatchError with one of another width.
+        """
+        name = f"blocks.{layer}.hook_resid_post"
+        if name not in self.maps:
+            raise MissingStatisticsError(
+                f"no REMEDI map for {name}; there is one for {sorted(self.maps) or 'no layer'}. Train it with "
+                f"`guardedit remedi train FACTS --layer {layer}`"
+            )
+        found = self.maps[name]
+        if found.card.d_model != handle.d_model:
+            raise StatisticsMismatchError(
+                f"the REMEDI map of {name} is {found.card.d_model} wide, {handle.name} is {handle.d_model}; train one "
+                "for this model"
+            )
+        return found
 
     def tell(self, what: str, share: float) -> None:
         """Report progress, where anybody listens."""

@@ -175,7 +175,8 @@ def method(
         return Job(editor=editor, solve=state_in_context, seed=seed, joint=True)
     settings = with_contexts(workspace.handle, workspace.kit.settings(editor, hparams), seed)
     shelf = ValueShelf(values) if values is not None else None
-    inputs = SolveInputs(workspace.kit.second_moments, seed, workspace.kit.saes, values=shelf)
+    kit = workspace.kit
+    inputs = SolveInputs(kit.second_moments, seed, kit.saes, values=shelf, maps=kit.maps)
     return Job(
         editor=editor,
         solve=bind(editor, settings, inputs),

@@ -17,6 +17,7 @@ from guardedit.audit.files import write_atomic
 from guardedit.config import cache_folder
 from guardedit.drift.null import NullBank, load_bank
 from guardedit.editors import EDITORS
+from guardedit.edits.remedi_map import MAP_FILES, RemediMap, load_map
 from guardedit.errors import (
     BadRequestError,
     IntegrityError,
@@ -38,6 +39,8 @@ KIT_FILE = "kit.json"
 PREOP_BANK = "preop_bank.json"
 DRIFT_BANK = "drift_bank.json"
 POLICY = "policy.toml"
+MAPS = "remedi"
+"""Folder of a folder a map."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class Kit:
     """Scores of real edits, for percentiles."""
     drift_bank: NullBank | None = None
     """What real edits did to this model, for the monitor's ranks."""
+    maps: Mapping[str, RemediMap] = field(default_factory=dict)
+    """REMEDI's maps, by hook name."""
     digests: Mapping[str, str] = field(default_factory=dict)
     """File -> digest, for plans and `verify`."""
 
@@ -133,6 +138,7 @@ def load_kit(
         policy=_policy(policy or folder / POLICY, handle.name, plain["layer"], saes),
         preop_bank=ReferenceBank.load(folder / PREOP_BANK) if PREOP_BANK in digests else None,
         drift_bank=load_bank(folder / DRIFT_BANK) if DRIFT_BANK in digests else None,
+        maps=_maps(handle, folder, digests, base_manifest),
     )
     named = {f"sae/{name}": sae.digest for name, sae in kit.saes.items()}
     return replace(kit, digests={**digests, **named, "policy": kit.policy.digest})
@@ -154,6 +160,17 @@ def _policy(path: Path, model: str, layer: int, saes: Mapping[str, Sae]) -> Poli
             f"{model} has no policy yet: write {path} (docs/policy.md says how), or name one with --policy"
         )
     return load_policy(path, known_metrics(name for name in saes if name != key_hook(layer)))
+
+
+def _maps(
+    handle: ModelHandle, folder: Path, files: Iterable[str], base: Mapping[str, str] | None
+) -> dict[str, RemediMap]:
+    """The kit's REMEDI maps, none where none was trained."""
+    folders = sorted({str(Path(name).parent) for name in files if name.startswith(f"{MAPS}/")})
+    found = [load_map(folder / name) for name in folders]
+    for one in found:
+        one.check(handle, base)
+    return {one.hook_name: one for one in found}
 
 
 def _saes(handle: ModelHandle, base: Mapping[str, str] | None) -> dict[str, Sae]:
@@ -220,7 +237,9 @@ def _verified(folder: Path, files: Mapping[str, str]) -> dict[str, str]:
 def write_kit(folder: Path, *, layer: int, hparams: dict[str, dict[str, Any]]) -> None:
     """Write kit.json over the files that lie in `folder`, with their digests."""
     moments = sorted(str(p.relative_to(folder)) for p in (folder / "second_moments").glob("*.safetensors"))
-    names = [*moments, *(name for name in (PREOP_BANK, DRIFT_BANK, POLICY) if (folder / name).is_file())]
+    maps = [str(path.relative_to(folder)) for path in (folder / MAPS).glob("*/*") if path.name in MAP_FILES]
+    others = [name for name in (PREOP_BANK, DRIFT_BANK, POLICY) if (folder / name).is_file()]
+    names = [*moments, *maps, *others]
     plain = {
         "layer": layer,
         "hparams": hparams,

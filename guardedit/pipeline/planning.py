@@ -22,6 +22,7 @@ from guardedit.gate.screening import judge_stopped
 from guardedit.gate.states import advance
 from guardedit.models.hooks import key_hook
 from guardedit.pipeline.asking import complete, require_plannable, settle_first
+from guardedit.pipeline.kit import MAPS
 from guardedit.pipeline.measuring import key_layer, placed, risk_contexts
 from guardedit.pipeline.recovery import editing
 from guardedit.pipeline.screening import Screening, screen
@@ -104,7 +105,8 @@ def _solved(
     risk = _risk(workspace, requests, views, delta, key_layer(workspace, settings))
     plans: Literal["one", "many"] = "many" if len(requests) > 1 else "one"
     judgement = judge(risk.scores, kit.policy, waivers, "preop", workspace.now(), plans)
-    record = record_of(handle, delta, model_digest=handle.digest(), statistics_digests=_statistics(workspace))
+    statistics = _statistics(workspace, editor)
+    record = record_of(handle, delta, model_digest=handle.digest(), statistics_digests=statistics)
     return _Draft(requests, delta, record, risk, judgement, tuple(waivers))
 
 
@@ -116,7 +118,7 @@ def _stopped(workspace: Workspace, screening: Screening, editor: str, waivers: S
         requests=tuple(view.request for view in screening.passed),
         delta=delta,
         record=record_of(
-            handle, delta, model_digest=handle.digest(), statistics_digests=_statistics(workspace)
+            handle, delta, model_digest=handle.digest(), statistics_digests=_statistics(workspace, editor)
         ),
         risk=measure_keys(screening.views),
         judgement=judge_stopped(screening.rows, workspace.kit.policy),
@@ -170,14 +172,13 @@ def _inputs(workspace: Workspace) -> SolveInputs:
     states = workspace.states() if workspace.store.exists else {}
     live = [plan_id for plan_id, state in states.items() if state == "committed"]
     earlier = tuple(request for plan_id in live for request in workspace.read_plan(plan_id).requests)
-    return SolveInputs(kit.second_moments, seed, kit.saes, earlier, workspace.progress)
+    return SolveInputs(kit.second_moments, seed, kit.saes, earlier, workspace.progress, maps=kit.maps)
 
 
-def _statistics(workspace: Workspace) -> dict[str, str]:
-    kit = workspace.kit
-    return {
-        name: digest for name, digest in kit.digests.items() if name.startswith(("second_moments/", "sae/"))
-    }
+def _statistics(workspace: Workspace, editor: str) -> dict[str, str]:
+    """Digests of what the editor draws on; a new map does not make other editors' plans stale."""
+    kinds = ("second_moments/", "sae/", *([f"{MAPS}/"] if editor == "remedi" else []))
+    return {name: digest for name, digest in workspace.kit.digests.items() if name.startswith(kinds)}
 
 
 def _seal(workspace: Workspace, draft: _Draft) -> Plan:
