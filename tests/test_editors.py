@@ -1,6 +1,7 @@
 """What every editor owes, whichever it is: a new entry of EDITORS is tested here without a line of its own.
 
 Editors that keep a fact to a context take other requests and promise that nothing changes outside: test_gates.py.
+Those that need a trained map: test_remedi.py.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from guardedit.errors import BadRequestError
 from guardedit.models.handle import ModelHandle
 from guardedit.records import DeltaRecord
 
-EVERYWHERE = sorted(name for name, one in EDITORS.items() if not one.in_context)
+EVERYWHERE = sorted(name for name, one in EDITORS.items() if not (one.in_context or one.needs_map))
 pytestmark = pytest.mark.parametrize("editor", EVERYWHERE)
 SMALL = {"contexts": ("",), "steps": 20}
 """The bare prompt alone: a random model does not treat one subject behind two prefixes as one key."""

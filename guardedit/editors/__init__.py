@@ -39,6 +39,8 @@ class Editor:
     """Solves many requests as one delta; others take one request at a time."""
     in_context: bool = False
     """Keeps a fact to the request's context; others change it everywhere, and take no request with a context."""
+    needs_map: bool = False
+    """Reads a map that was trained for the model; there is none until somebody trains it."""
 
 
 EDITORS: dict[str, Editor] = {
@@ -68,7 +70,10 @@ EDITORS: dict[str, Editor] = {
         in_context=True,
     ),
     "remedi": Editor(
-        RemediHparams, solve_remedi, "a direction from a trained map, added at the subject's last token"
+        RemediHparams,
+        solve_remedi,
+        "a direction from a trained map, added at the subject's last token",
+        needs_map=True,
     ),
     "lora": Editor(LoraHparams, solve_lora, "low-rank adapters by peft, exported as weights", joint=True),
 }
