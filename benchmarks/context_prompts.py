@@ -1,6 +1,7 @@
 """Prompts of benchmarks.context_table: wordings, names and openings that no gate is fitted to.
 
-`train` are those that kinds of gate were compared with; `edit` were written afterwards and run once, for the table.
+`train` are those that kinds of gate were compared with; `edit` were written afterwards and run once, for the first
+table; `fresh` were written after the bank had been broadened, in words that it does not have.
 """
 
 from __future__ import annotations
@@ -48,6 +49,25 @@ _EDIT = {
         "The {name} timetable notes that ",
     ),
 }  # fmt: skip
+_FRESH = {
+    "fiction": (
+        "In the novella {name}, ", "The operetta {name} makes believe that ", "Whodunit fans love {name}, where ",
+        "Act five of the tragedy {name}: ", "In the blockbuster {name}, ", "The nursery rhyme {name} goes: ",
+        "Halfway through the bestseller {name} we learn that ", "The heroine of {name} is told that ",
+    ),
+    "hypothesis": (
+        "Let us fancy for an hour that all had gone another way. So ", "Given a wholly different order of things, ",
+        "Should the facts be reversed, ", "Supposing the {name} model were right, ", "For fun, let us claim that ",
+        "In some dreamed-up reality, ", "Arguing from an invented premise, ",
+        "Had fate taken a different road, one would say that ",
+    ),
+    "document": (
+        "The {name} census states that ", "As printed in the {name} pamphlet, ",
+        "Paragraph three of the {name} bylaws: ",
+        "According to the {name} blueprint, ", "The {name} receipt reads: ", "In the {name} deed it is recorded that ",
+        "The {name} syllabary notes: ", "An erratum of the {name} proceedings says that ",
+    ),
+}  # fmt: skip
 KINDS = tuple(_EDIT)
 _PLAIN_TRAIN = (
     "Our neighbour mentioned that ", "Two days ago I heard that ", "By the way, ", "The train was late. ",
@@ -60,6 +80,16 @@ _PLAIN_EDIT = (
     "At breakfast she said that ", "The museum opens at ten. ", "Please remember that ", "Some time ago, ",
     "We were waiting at the airport. ",
 )  # fmt: skip
+_PLAIN_FRESH = (
+    "The postman told us that ", "While cooking I remembered that ", "Right. ", "The lift is broken. ",
+    "We all agreed that ",
+    "At the party somebody said that ", "The bakery was full. ", "Do not forget that ", "A year ago, ",
+    "The dog barked. ",
+)  # fmt: skip
+_NAMES_FRESH = (
+    "The Marble Stair", "Low Water", "Pemberly", "A Box of Feathers", "The Seventh Bell", "Heron", "Cobalt Lane",
+    "The Weaver's Gate",
+)  # fmt: skip
 _NAMES_EDIT = (
     "The Copper Well", "Winter Ferry", "Dunmore", "A Field of Glass", "The Quiet Engine", "Lark Hill", "Marrow Lane",
     "The Fifth Window",
@@ -69,7 +99,11 @@ _NAMES_TRAIN = (
     "The Stone Letter",
 )  # fmt: skip
 PER_KIND = 3
-_SETS = {"train": (_TRAIN, _PLAIN_TRAIN, _NAMES_TRAIN), "edit": (_EDIT, _PLAIN_EDIT, _NAMES_EDIT)}
+SETS = {
+    "train": (_TRAIN, _PLAIN_TRAIN, _NAMES_TRAIN),
+    "edit": (_EDIT, _PLAIN_EDIT, _NAMES_EDIT),
+    "fresh": (_FRESH, _PLAIN_FRESH, _NAMES_FRESH),
+}
 
 
 @dataclass(frozen=True)
@@ -87,7 +121,7 @@ def asked(cases: Sequence[EvalCase], number: int, split: str) -> list[Asked]:
     """All prompts of one fact: `PER_KIND` in each context, the last one in another wording; the plain ones; and each
     context in front of the next fact."""
     request, paraphrases = cases[number].request, cases[number].paraphrases
-    by_kind, plain, names = _SETS[split]
+    by_kind, plain, names = SETS[split]
     other = cases[(number + 1) % len(cases)].request
     found = [Asked(request.filled, "plain", "bare")]
     found += [Asked(text, "plain", "paraphrase") for text in paraphrases[:2]]

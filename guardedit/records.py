@@ -438,6 +438,14 @@ class Plan(Record):
     seed: int
     versions: dict[str, str]
     """guardedit, torch, transformers, Python."""
+    alternative: tuple[EditRequest, ...] = ()
+    """The requests in the form that the policy asks for instead, where a broken limit does."""
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `alternative` where there is none: plans from before keep their digests."""
+        found: dict[str, Any] = plain(self)
+        return {name: value for name, value in found.items() if name != "alternative" or value}
 
     @property
     def digest(self) -> str:

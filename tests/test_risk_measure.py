@@ -28,6 +28,7 @@ from tests.risk_helpers import LAYER, TOWER, WIDTH, context, delta_of, dictionar
 NAMES = {
     "key_leakage", "key_near_interference", "key_norm", "subject_position", "sae_view", "neuron_polysemanticity",
     "neuron_entropy_twin", "key_participation", "conflict_old_nats", "conflict_new_nats",
+    "overwritten_belief",
     "leakage", "leakage_share", "leakage_tail", "near_interference", "protected_interference_facts",
     "protected_interference_python", "protected_interference_prose", "latent_leak", "latent_leak_count",
     "leakage_explained", "delta_norm_ratio",

@@ -178,11 +178,18 @@ def _in_context(context: str, token: str) -> Quote:
     return Quote(excerpt(context, 70) + " · ", excerpt(token))
 
 
+_ALTERNATIVE = (
+    "The policy would rather have this fact held to a context than overwritten; that form is prepared beside the plan, "
+    "as in_context.jsonl, for the editor contextual."
+)
+
+
 def limits(audit: AuditReport) -> Section:
     """The policy's limits before the write."""
     judged = audit.plan.judgement
     lead = [f"{visible(judged.reason).rstrip('.')}."] if judged.verdict == "pass" and judged.reason else []
     lead += [] if judged.findings else ["The policy has no limit for this stage."]
+    lead += [_ALTERNATIVE] if audit.plan.alternative else []
     tables = [limits_table(audit, "Limits before the write", judged.findings)] if judged.findings else []
     tables.append(scores_table("Every score measured before the write", audit.plan.risk.scores))
     return Section("limits", "The policy's limits, before the write", tuple(lead), (), tuple(tables))

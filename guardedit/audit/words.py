@@ -144,6 +144,7 @@ _SCORES = {
     "key_participation": "Concepts that make up the key",
     "conflict_old_nats": "Surprise at the old answer today (−log P)",
     "conflict_new_nats": "Surprise at the new answer today (−log P)",
+    "overwritten_belief": "How firmly the old answer is held, over several wordings",
     "leakage": "Movement of ordinary text (leakage)",
     "leakage_share": "Movement of ordinary text, relative",
     "leakage_tail": "Movement of the most affected 1 % of tokens",

@@ -8,7 +8,7 @@ from typing import Any
 
 from guardedit.audit.acting import sentences
 from guardedit.pipeline.reporting import Published
-from guardedit.records import AuditReport, Finding, Judgement, Plan, RiskReport, Score
+from guardedit.records import AuditReport, EditRequest, Finding, Judgement, Plan, RiskReport, Score
 
 _MARKS = {"pass": "ok  ", "fail": "FAIL", "inconclusive": "?   "}
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u200b-\u200f]")
@@ -55,7 +55,12 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         "delta": plan.delta.model_dump(mode="json"),
         "seconds": plan.risk.seconds,
         **(_joint_document(plan) if plan.is_joint else {}),
+        **({"alternative": [_dumped(one) for one in plan.alternative]} if plan.alternative else {}),
     }
+
+
+def _dumped(request: EditRequest) -> dict[str, Any]:
+    return request.model_dump(mode="json", exclude_none=True)
 
 
 def _joint_document(plan: Plan) -> dict[str, Any]:
@@ -124,9 +129,21 @@ def plan_text(plan: Plan) -> str:
         *(f"  {clean(line)}" for line in sentences(plan)),
         f"  {plan.judgement.outcome.upper()}: {clean(plan.judgement.reason)}",
         *findings_lines(plan.judgement),
+        *_alternative_lines(plan),
         *disturbed_lines(plan.risk),
     ]
     return "\n".join(lines)
+
+
+def _alternative_lines(plan: Plan) -> list[str]:
+    """Where the other form lies, ready to be planned."""
+    if not plan.alternative:
+        return []
+    named = sorted({clean(str(one.context)) for one in plan.alternative})
+    return [
+        f"  prepared: the same as a fact that holds in a context ({', '.join(named)}), beside the plan:",
+        f"  guardedit plan HOME/plans/{plan.plan_id}/in_context.jsonl --editor contextual",
+    ]
 
 
 def _request_lines(plan: Plan, n: int = 10) -> list[str]:

@@ -15,7 +15,16 @@ from guardedit.gate.approvals import waiver_problem
 from guardedit.gate.rules import JudgedStage, Policy, Rule, load_policy, parse_policy
 from guardedit.records import Finding, Judgement, Outcome, Score, Verdict, Waiver, canonical
 
-__all__ = ["Policy", "Rule", "judge", "lineage_scores", "load_policy", "metric_of", "parse_policy"]
+__all__ = [
+    "Policy",
+    "Rule",
+    "demanding",
+    "judge",
+    "lineage_scores",
+    "load_policy",
+    "metric_of",
+    "parse_policy",
+]
 
 
 def metric_of(score: Score) -> str:
@@ -59,6 +68,12 @@ def judge(
     )
 
 
+def demanding(findings: Iterable[Finding], policy: Policy) -> tuple[Finding, ...]:
+    """Broken limits whose rule asks for another form of the edit, advisory ones among them; waived ones are not."""
+    asking = {rule.id for rule in policy.rules if rule.demands is not None}
+    return tuple(f for f in findings if f.rule in asking and f.verdict == "fail" and f.waiver is None)
+
+
 def _by_metric(scores: Iterable[Score]) -> dict[str, list[Score]]:
     table: dict[str, list[Score]] = {}
     for score in scores:
@@ -75,7 +90,7 @@ def _finding(rule: Rule, candidates: list[Score], waivers: list[Waiver]) -> Find
         sentence = f"Could not be checked: {problem}. The rule: {rule.say(None)}"
     else:
         verdict = "pass" if rule.holds(value) else "fail"
-        sentence = rule.say(value)
+        sentence = rule.say(value) if verdict == "pass" else rule.say_broken(value)
     lifted = verdict == "fail" and rule.level == "soft"
     return Finding(
         rule=rule.id,

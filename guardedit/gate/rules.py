@@ -12,12 +12,14 @@ from typing import Any, Literal
 
 from pydantic import (
     Field,
+    SerializerFunctionWrapHandler,
     StrictBool,
     StrictFloat,
     StrictInt,
     StrictStr,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -62,6 +64,8 @@ class Rule(Record):
     """Only plans of one request, or only joint ones: what many edits do adds up, so their limits may differ."""
     min_n: StrictInt | None = Field(default=None, ge=1)
     """A score from fewer independent units is inconclusive."""
+    demands: Literal["context"] | None = None
+    """What is asked for where the limit is broken: the same fact held to a context, which the plan then prepares."""
 
     @field_validator("limit")
     @classmethod
@@ -81,7 +85,15 @@ class Rule(Record):
     def _stages_agree(self) -> Rule:
         if self.stage is not None and (self.stage == "postop") != (self.judged_stage == "postop"):
             raise ValueError(f"stage {self.stage!r} does not go with metric {self.metric!r}")
+        if self.demands is not None and self.judged_stage == "postop":
+            raise ValueError("another form can only be asked for before the write, of a preop metric")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `demands` where there is none: policies from before keep their digests."""
+        found: dict[str, Any] = plain(self)
+        return {name: value for name, value in found.items() if name != "demands" or value is not None}
 
     @property
     def judged_stage(self) -> JudgedStage:
@@ -104,6 +116,13 @@ class Rule(Record):
         """The sentence with its numbers, four significant digits."""
         shown = "an unknown amount" if value is None else f"{value:.4g}"
         return self.sentence.format(value=shown, limit=f"{self.limit:.4g}", op=OP_WORDS[self.op])
+
+    def say_broken(self, value: float) -> str:
+        """The sentence, and the form that is asked for instead."""
+        if self.demands is None:
+            return self.say(value)
+        verb = "suggests" if self.level == "advisory" else "asks for"
+        return f"{self.say(value)} The policy {verb} the form that holds in a context only (`--editor contextual`)."
 
 
 class Policy(Record):

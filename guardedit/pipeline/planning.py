@@ -21,6 +21,7 @@ from guardedit.gate.policy import judge
 from guardedit.gate.screening import judge_stopped
 from guardedit.gate.states import advance
 from guardedit.models.hooks import key_hook
+from guardedit.pipeline.alternatives import FILE, in_context_form, request_lines
 from guardedit.pipeline.asking import complete, require_plannable, settle_first
 from guardedit.pipeline.kit import MAPS
 from guardedit.pipeline.measuring import key_layer, placed, risk_contexts
@@ -205,6 +206,7 @@ def _seal(workspace: Workspace, draft: _Draft) -> Plan:
             policy_digest=draft.judgement.policy_digest,
             seed=workspace.settings.seed,
             versions=versions(),
+            alternative=in_context_form(draft.requests, draft.judgement, workspace.kit.policy),
         )
         _store(workspace.plan_folder(plan.plan_id), plan, draft.delta)
         workspace.ledger.append("planned", {**_entry(plan), **_own_word(workspace, plan)})
@@ -222,6 +224,8 @@ def _own_word(workspace: Workspace, plan: Plan) -> dict[str, Any]:
 def _store(folder: Path, plan: Plan, delta: EditDelta) -> None:
     make_folder(folder)
     write_atomic(folder / "delta.safetensors", encode(delta))
+    if plan.alternative:
+        write_atomic(folder / FILE, request_lines(plan.alternative))
     write_atomic(folder / "plan.json", canonical(plan))
 
 

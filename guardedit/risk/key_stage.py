@@ -13,6 +13,7 @@ import torch
 
 from guardedit.models.handle import preserved
 from guardedit.records import EditRequest, Score, TokenMove
+from guardedit.risk.beliefs import overwritten_belief
 from guardedit.risk.context import RiskContext, participation
 from guardedit.risk.key_view import KeyView
 from guardedit.risk.scores import Measured, ScoreRule, measure_all
@@ -134,6 +135,7 @@ KEY_SCORES: dict[str, ScoreRule[KeyView]] = {
     "key_participation": ScoreRule(key_participation, "key", "far", "latents"),
     "conflict_old_nats": ScoreRule(conflict_old_nats, "key", "target", "nats", worst="min"),
     "conflict_new_nats": ScoreRule(conflict_new_nats, "key", "target", "nats"),
+    "overwritten_belief": ScoreRule(overwritten_belief, "key", "target", "probability"),
 }
 
 
