@@ -5,7 +5,7 @@ from __future__ import annotations
 from guardedit.audit import period_tables as tables
 from guardedit.audit import supports
 from guardedit.audit.period import Evidence, LineageDrift, PeriodAudit
-from guardedit.audit.sheet import Section, Sheet, Story
+from guardedit.audit.sheet import Sheet, Story
 from guardedit.audit.words import Sign, mixed_scripts, short, visible, when
 
 
@@ -27,7 +27,6 @@ def sheet_of(audit: PeriodAudit) -> Sheet:
             "Audit report over a period",
             f"model {visible(evidence.model)}",
             period_words(evidence),
-            f"ledger entry {evidence.chain.head_seq}",
         ),
         story=_story(evidence),
         sections=(*sections, supports.of_a_period({s.anchor: s.title for s in sections})),

@@ -47,10 +47,10 @@ def table(
 
 def edits(evidence: Evidence) -> Section:
     """Every edit with an entry in the period, and its digests."""
-    head = ("Edit", "Fact", "State", "Editor", "Proposed by", "Before the write", "On the copy", "Planned")
+    head = ("Edit", "Fact", "State", "Editor", "Proposed by", "Before the write", "On the copy")
     rows = [
         (Code(e.plan_id), fact_words(e), state_of(e.state), e.editor, visible(e.proposer), judged(e.preop),
-         judged(e.postop), when(e.planned))
+         judged(e.postop))
         for e in evidence.edits
     ]  # fmt: skip
     digests = [
@@ -59,7 +59,7 @@ def edits(evidence: Evidence) -> Section:
         for e in evidence.edits
     ]  # fmt: skip
     reasons = [
-        (Code(e.plan_id), visible(r.subject), visible(r.reason or "none given"))
+        (Code(e.plan_id), visible(r.subject), visible(r.reason or "none given"), when(e.planned))
         for e in evidence.edits
         for r in e.requests
     ]
@@ -71,7 +71,7 @@ def edits(evidence: Evidence) -> Section:
         tables=(
             *table("Edits of the period", head, rows),
             *table("Digests of the edits, first twelve digits", names, digests),
-            *table("Why they were asked for", ("Edit", "Subject", "Reason"), reasons),
+            *table("Why and when they were planned", ("Edit", "Subject", "Reason", "Planned"), reasons),
         ),
     )
 
@@ -126,7 +126,12 @@ def decisions(evidence: Evidence) -> Section:
     ]  # fmt: skip
     lead = "Each word is bound to the digest of a plan, and of the monitor's report where a copy was held."
     head = ("Edit", "Word", "By", "Reason", "When", "About", "Ledger entry")
-    return Section("decisions", "Decisions", (lead,), tables=table("Decisions", head, rows, frozenset({6})))
+    return Section(
+        "decisions",
+        "Decisions",
+        (lead,),
+        tables=table("Words on plans and held copies", head, rows, frozenset({6})),
+    )
 
 
 def overrides(evidence: Evidence) -> Section:
@@ -169,7 +174,10 @@ def incidents(evidence: Evidence) -> Section:
     ] * bool(evidence.chain.untracked)
     head = ("Ledger entry", "When", "Edit", "What", "By", "Reason")
     return Section(
-        "incidents", "Incidents", tuple(lead), tables=table("Incidents", head, rows, frozenset({0}))
+        "incidents",
+        "Incidents",
+        tuple(lead),
+        tables=table("What did not go the plain way", head, rows, frozenset({0})),
     )
 
 

@@ -75,6 +75,6 @@ def verify_report(options: Options, path: Path, alone: bool) -> None:
     if not there and not alone and options.home != Options().home:
         raise NotFoundError(f"there is no ledger in {options.home}; give another --home, or --alone")
     found = verify_file(path, options.guard() if there else None)
-    where = f"and with the ledger in {options.home}" if there else "by itself; no ledger was asked"
-    text = f"{path}: unchanged, compared {where}\nchecked: {', '.join(found['checked'])}\ndigest: {found['digest']}"
+    where = f"and borne out by the ledger in {options.home}" if there else "by itself; no ledger was asked"
+    text = f"{path}: unchanged, {where}\nchecked: {', '.join(found['checked'])}\ndigest: {found['digest']}"
     emit(options, found, text)

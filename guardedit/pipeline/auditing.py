@@ -85,7 +85,7 @@ def verify_file(path: Path, workspace: Workspace | None) -> dict[str, Any]:
         workspace.ledger.verify()
         unchecked = _check_against(workspace, record, path.name)
         checked.append("ledger")
-    if workspace is None or record.seal is not None:
+    if workspace is None or record.seal is not None or isinstance(record, PeriodAudit):
         checked += check_digests(record, path.name)
     head = workspace.ledger.head() if workspace is not None else None
     return {
