@@ -217,7 +217,7 @@ def test_a_report_without_a_seal_is_refused_alone_and_borne_out_by_its_ledger(
     path = tmp_path / "report.json"
     path.write_bytes(report.pretty(story.report("0001-good")))
     assert "seal" not in verify_file(path, story.workspace)["checked"]
-    with pytest.raises(IntegrityError, match="^seal"):
+    with pytest.raises(IntegrityError, match=r"^seal"):
         verify_file(path, None)
 
 

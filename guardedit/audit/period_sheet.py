@@ -84,7 +84,10 @@ def _states(evidence: Evidence) -> str:
 def _live(evidence: Evidence) -> tuple[str, ...]:
     if evidence.live_version is None:
         return ("Nothing has been planned here yet.",)
-    version = f"Version {visible(evidence.live_version)} was live when this was drawn (model digest {short(evidence.live_digest)})."
+    digest = short(evidence.live_digest)
+    version = (
+        f"Version {visible(evidence.live_version)} was live when this was drawn (model digest {digest})."
+    )
     facts = tables.counted(len(evidence.facts), "edited fact")
     return (version, f"{facts} stood in the live model at the end of the period.")
 

@@ -88,7 +88,7 @@ def render(audit: AuditReport, out_dir: Path) -> RenderedReport:
 
 
 def record_json(audit: AuditReport) -> bytes:
-    """The record, sealed, as JSON with sorted keys, readable in a diff; `AuditReport.model_validate_json` reads it back."""
+    """The record, sealed, as JSON with sorted keys, readable in a diff; `AuditReport.model_validate_json` reads it."""
     return pretty(audit.sealed())
 
 
