@@ -554,3 +554,15 @@ class AuditReport(Record):
     mlflow_note: str | None = None
     not_measured: tuple[str, ...] = ()
     created: str
+    seal: Digest | None = None
+    """Digest of the record without its seal; in files, so that one can be checked by itself."""
+
+    @model_serializer(mode="wrap")
+    def _without_seal(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A record that is in no file has no seal: digests of records from before there were any stay."""
+        found: dict[str, Any] = plain(self)
+        return {name: value for name, value in found.items() if name != "seal" or value is not None}
+
+    def sealed(self) -> AuditReport:
+        """The same with a fresh seal."""
+        return self.model_copy(update={"seal": digest_of(self.model_copy(update={"seal": None}))})

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from guardedit.audit import acting, after, before, closing, story
+from guardedit.audit import acting, after, before, closing, story, supports
 from guardedit.audit.files import make_folder, write_atomic
-from guardedit.audit.sheet import Bar, Cell, Code, Quote, Sheet
+from guardedit.audit.sheet import Bar, Cell, Code, Link, Quote, Sheet
 from guardedit.audit.words import GLOSSARY, Sign, visible, when
 from guardedit.errors import GuardeditError
-from guardedit.records import AuditReport, digest_of_bytes, parse_record
+from guardedit.records import AuditReport, Record, digest_of_bytes, parse_record
 
 if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
+SOURCE = "report.json"
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$])")
 
 
@@ -46,24 +47,28 @@ class IndexEntry:
 
 def sheet_of(audit: AuditReport) -> Sheet:
     """Everything the report says, in order."""
+    sections = (
+        before.fact(audit),
+        *acting.sections(audit),
+        before.disturbance(audit),
+        before.limits(audit),
+        *after.limits(audit),
+        *after.drift(audit),
+        closing.versions(audit),
+        closing.unmeasured(audit),
+        closing.people(audit),
+        closing.provenance(audit),
+    )
     return Sheet(
-        edit_id=visible(audit.edit_id),
-        created=audit.created,
-        model=visible(audit.plan.model_name),
-        editor=visible(audit.plan.editor),
-        story=story.tell(audit),
-        sections=(
-            before.fact(audit),
-            *acting.sections(audit),
-            before.disturbance(audit),
-            before.limits(audit),
-            *after.limits(audit),
-            *after.drift(audit),
-            closing.versions(audit),
-            closing.unmeasured(audit),
-            closing.people(audit),
-            closing.provenance(audit),
+        kicker=(
+            "Audit report of one edit",
+            f"model {visible(audit.plan.model_name)}",
+            f"editor {visible(audit.plan.editor)}",
+            when(audit.created),
+            visible(audit.edit_id),
         ),
+        story=story.tell(audit),
+        sections=(*sections, supports.of_an_edit({s.anchor: s.title for s in sections})),
     )
 
 
@@ -83,19 +88,24 @@ def render(audit: AuditReport, out_dir: Path) -> RenderedReport:
 
 
 def record_json(audit: AuditReport) -> bytes:
-    """The record as JSON with sorted keys, readable in a diff; `AuditReport.model_validate_json` reads it back."""
-    plain = audit.model_dump(mode="json")
+    """The record, sealed, as JSON with sorted keys, readable in a diff; `AuditReport.model_validate_json` reads it."""
+    return pretty(audit.sealed())
+
+
+def pretty(record: Record) -> bytes:
+    """The form in which records stand in report files: sorted keys, two blanks a level, one line break at the end."""
+    plain = record.model_dump(mode="json")
     return (json.dumps(plain, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def markdown(sheet: Sheet, digest: str) -> str:
+def markdown(sheet: Sheet, digest: str, source: str = SOURCE) -> str:
     """The report as Markdown: one row a line."""
-    template = _environment(html=False).get_template("report.md.j2")
-    text: str = template.render(sheet=sheet, digest=digest, glossary=GLOSSARY)
+    template = environment(html=False).get_template("report.md.j2")
+    text: str = template.render(sheet=sheet, digest=digest, source=source, glossary=GLOSSARY)
     return text
 
 
-def html(sheet: Sheet, digest: str) -> str:
+def html(sheet: Sheet, digest: str, source: str = SOURCE) -> str:
     """The report as one self-contained page: no scripts, no other files."""
     from markupsafe import Markup
 
@@ -103,8 +113,10 @@ def html(sheet: Sheet, digest: str) -> str:
 
     # `draw` returns well-formed SVG that it serialised itself, with all text escaped.
     pictures = {p.name: Markup(draw(p)) for p in sheet.pictures}
-    template = _environment(html=True).get_template("report.html.j2")
-    text: str = template.render(sheet=sheet, digest=digest, pictures=pictures, glossary=GLOSSARY)
+    template = environment(html=True).get_template("report.html.j2")
+    text: str = template.render(
+        sheet=sheet, digest=digest, source=source, pictures=pictures, glossary=GLOSSARY
+    )
     return text
 
 
@@ -132,13 +144,14 @@ def find_reports(folder: Path) -> list[IndexEntry]:
 
 def render_index(reports: Sequence[IndexEntry], out_dir: Path) -> Path:
     """Write index.html: one line an edit, in the order given."""
-    template = _environment(html=True).get_template("index.html.j2")
+    template = environment(html=True).get_template("index.html.j2")
     path = out_dir / "index.html"
     _write(path, template.render(reports=reports).encode())
     return path
 
 
-def _environment(*, html: bool) -> Environment:
+def environment(*, html: bool) -> Environment:
+    """The templates, with the filters they use; HTML escapes by default."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     made = Environment(
@@ -180,6 +193,8 @@ def markdown_cell(cell: Cell) -> str:
         return markdown_text(cell.text)
     if isinstance(cell, Code):
         return "`" + cell.text.replace("`", "'").replace("|", "¦") + "`"
+    if isinstance(cell, Link):
+        return markdown_text(cell.text)
     if isinstance(cell, Quote):
         return f"{markdown_text(cell.before)}**{markdown_text(cell.marked)}**"
     return markdown_text(cell)

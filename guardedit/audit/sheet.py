@@ -33,7 +33,15 @@ class Quote:
     marked: str
 
 
-Cell = str | Sign | Bar | Code | Quote
+@dataclass(frozen=True)
+class Link:
+    """The title of another section of the same report."""
+
+    anchor: str
+    text: str
+
+
+Cell = str | Sign | Bar | Code | Quote | Link
 
 
 @dataclass(frozen=True)
@@ -128,16 +136,25 @@ class Story:
     decided: tuple[str, ...]
     action: str
     warnings: tuple[str, ...] = ()
+    asked_title: str = "What was asked"
+    decided_title: str = "What was decided, and why"
+
+    @property
+    def parts(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """Titles and sentences, in order."""
+        return (
+            (self.asked_title, self.asked),
+            (self.others_title, self.others),
+            (self.decided_title, self.decided),
+        )
 
 
 @dataclass(frozen=True)
 class Sheet:
     """The whole report."""
 
-    edit_id: str
-    created: str
-    model: str
-    editor: str
+    kicker: tuple[str, ...]
+    """The small print above the title."""
     story: Story
     sections: tuple[Section, ...] = field(default=())
 

@@ -238,12 +238,32 @@ def _finish(options: Options, guard: Any, edit_id: str, outcome: str | None) -> 
 def report(
     context: typer.Context,
     edit_id: Annotated[str, typer.Argument(help="An edit or plan.")],
+    form: Annotated[
+        Literal["html", "pdf"],
+        typer.Option("--format", help="pdf adds report.pdf to the three; it needs the extra guardedit[pdf]."),
+    ] = "html",
     reports: Annotated[Path | None, typer.Option("--reports", help="Folder for the audit report.")] = None,
     tracking_uri: TrackingOption = None,
     model: ModelOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write an edit's report again: json, markdown, html."""
+    """Write an edit's report again: json, markdown, html, and on demand pdf."""
     options = from_context(context, model, home, as_json, reports=reports, tracking_uri=tracking_uri)
-    _finish(options, options.guard(), edit_id, None)
+    guard = options.guard()
+    if form == "pdf":
+        _finish_as_pdf(options, guard, edit_id)
+    else:
+        _finish(options, guard, edit_id, None)
+
+
+def _finish_as_pdf(options: Options, guard: Any, edit_id: str) -> None:
+    """Publish the report and print its page; what a PDF needs is looked for before anything is written."""
+    from guardedit.audit.pdf import load_printer, write_pdf
+    from guardedit.cli.words import edit_document, edit_text
+
+    printer = load_printer()
+    with working(guard):
+        published = guard.report(edit_id)
+        made = write_pdf(published.files.html, published.files.html.with_suffix(".pdf"), printer)
+    emit(options, {**edit_document(published), "pdf": str(made)}, f"{edit_text(published)}\n{made}")

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from guardedit.cli.auditing import verify_report
 from guardedit.cli.common import HomeOption, JsonOption, ModelOption, TrackingOption, app, emit, from_context
 
 
@@ -43,10 +44,26 @@ def log(
 
 @app.command()
 def verify(
-    context: typer.Context, model: ModelOption = None, home: HomeOption = None, as_json: JsonOption = False
+    context: typer.Context,
+    report: Annotated[
+        Path | None,
+        typer.Argument(help="A report.json or audit.json; without one, the whole home is checked."),
+    ] = None,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Check the file by itself, also where a home is there.")
+    ] = False,
+    model: ModelOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Recompute every digest from bytes: ledger, versions, plans, deltas, the base model and its kit."""
+    """Recompute every digest from bytes: ledger, versions, plans, deltas, the base model and its kit; or, of a report
+    file, its schema, form and digests, and that the ledger bears it out."""
     options = from_context(context, model, home, as_json)
+    if report is not None:
+        verify_report(options, report, alone)
+        return
+    if alone:
+        raise typer.BadParameter("--alone goes with a report file")
     found = options.guard().verify()
     emit(options, found, "\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in found.items()))
 
