@@ -15,7 +15,10 @@ _PANGO = (
     "Ubuntu: apt-get install libpango-1.0-0 libpangoft2-1.0-0"
 )
 _PAPER = """
-@page { size: A4 landscape; margin: 12mm; @bottom-right { content: counter(page) " / " counter(pages); font-size: 8pt; } }
+@page {
+  size: A4 landscape; margin: 12mm;
+  @bottom-right { content: counter(page) " / " counter(pages); font-size: 8pt; }
+}
 body { font-size: 8.5pt; } h1 { font-size: 20pt; } h2 { font-size: 13pt; }
 header, main, footer { max-width: none; padding: 0; } p { max-width: none; }
 table { font-size: 7.5pt; } th, td { padding: 2pt 5pt 2pt 0; } th { font-size: 7pt; }
