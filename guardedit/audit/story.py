@@ -4,8 +4,26 @@ from __future__ import annotations
 
 from guardedit.audit.acting import sentences
 from guardedit.audit.sheet import Story
-from guardedit.audit.words import OUTCOMES, Sign, mixed_scripts, number, percent, quantity, visible
-from guardedit.records import AuditReport, DriftReport, EditRequest, Finding, ProbeChange, Scope, Score
+from guardedit.audit.words import (
+    OUTCOMES,
+    Sign,
+    in_brackets,
+    marks,
+    mixed_scripts,
+    number,
+    percent,
+    quantity,
+    visible,
+)
+from guardedit.records import (
+    AuditReport,
+    DriftReport,
+    EditRequest,
+    Finding,
+    ProbeChange,
+    Scope,
+    Score,
+)
 
 OPS = {"<=": "at most", ">=": "at least", "<": "below", ">": "above", "==": "exactly"}
 _OUTSIDE: tuple[tuple[Scope, str], ...] = (
@@ -223,7 +241,7 @@ def _decided(audit: AuditReport) -> tuple[str, ...]:
         )
     if audit.decision:
         lines.append(
-            f"{audit.decision.outcome.capitalize()} by {visible(audit.decision.approver)}: "
+            f"{audit.decision.outcome.capitalize()} by {visible(audit.decision.approver)}{in_brackets(marks(audit.decision))}: "
             f"{visible(audit.decision.reason).rstrip('.')}."
         )
     return tuple(lines)

@@ -7,7 +7,7 @@ import unicodedata
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from guardedit.records import Outcome, Scope, Verdict
+from guardedit.records import Decision, Outcome, Scope, Verdict
 
 # Letters and marks that draw nothing although Unicode calls them letters, marks or symbols.
 _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
@@ -250,3 +250,18 @@ def score_title(name: str) -> str:
         if name.startswith(prefix):
             return words + visible(name.removeprefix(prefix))
     return visible(name.replace("_", " "))
+
+
+def marks(said: Decision) -> list[str]:
+    """What a reader has to know about whose word a decision is; nothing about the policy's own."""
+    if said.outcome == "auto-approved":
+        return []
+    found = [f"signed, key {said.key[:12]}" if said.key else "unsigned"]
+    found += ["own plan"] if said.own else []
+    found += [f"break-glass, ticket {visible(said.ticket)}"] if said.ticket else []
+    return found
+
+
+def in_brackets(parts: list[str]) -> str:
+    """` (a; b)`, or nothing."""
+    return f" ({'; '.join(parts)})" if parts else ""

@@ -20,6 +20,11 @@ def status(
     found = options.guard().status()
     lines = [f"{found['model']}  {found['digest'] or 'nothing planned yet'}  ({found['version'] or 'base'})"]
     lines += [f"  {p['plan_id']:40} {p['state']:15} {p['editor']:10} {p['edit']}" for p in found["plans"]]
+    lines += [
+        f"  REVIEW {'OVERDUE' if r['overdue'] else 'open'}: {r['plan_id']} let through by {r['by']}, "
+        f"ticket {r['ticket']}, due {r['due'][:16]}; close with `guardedit reviewed {r['plan_id']} --note ...`"
+        for r in found["reviews"]
+    ]
     emit(options, found, "\n".join(lines))
 
 
@@ -43,11 +48,17 @@ def log(
 
 @app.command()
 def verify(
-    context: typer.Context, model: ModelOption = None, home: HomeOption = None, as_json: JsonOption = False
+    context: typer.Context,
+    anchor: Annotated[
+        Path | None, typer.Option("--anchor", help="A checkpoint that was kept elsewhere.")
+    ] = None,
+    model: ModelOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Recompute every digest from bytes: ledger, versions, plans, deltas, the base model and its kit."""
     options = from_context(context, model, home, as_json)
-    found = options.guard().verify()
+    found = options.guard().verify(anchor)
     emit(options, found, "\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in found.items()))
 
 

@@ -22,10 +22,12 @@ from guardedit.gate.screening import judge_stopped
 from guardedit.gate.states import advance
 from guardedit.models.hooks import key_hook
 from guardedit.pipeline.asking import complete, require_plannable, settle_first
+from guardedit.pipeline.deciding import demands
 from guardedit.pipeline.kit import MAPS
 from guardedit.pipeline.measuring import key_layer, placed, risk_contexts
 from guardedit.pipeline.recovery import editing
 from guardedit.pipeline.screening import Screening, screen
+from guardedit.pipeline.signing import proposal
 from guardedit.pipeline.workspace import Workspace, versions
 from guardedit.records import (
     DeltaRecord,
@@ -207,8 +209,13 @@ def _seal(workspace: Workspace, draft: _Draft) -> Plan:
             versions=versions(),
         )
         _store(workspace.plan_folder(plan.plan_id), plan, draft.delta)
-        workspace.ledger.append("planned", {**_entry(plan), **_own_word(workspace, plan)})
+        workspace.ledger.append("planned", _planned(workspace, plan))
     return plan
+
+
+def _planned(workspace: Workspace, plan: Plan) -> dict[str, Any]:
+    word, asked = _own_word(workspace, plan), demands(workspace.kit.policy)
+    return {**_entry(plan), **asked, **word, **proposal(workspace, plan.digest)}
 
 
 def _own_word(workspace: Workspace, plan: Plan) -> dict[str, Any]:
