@@ -239,11 +239,9 @@ def _decided(audit: AuditReport) -> tuple[str, ...]:
         lines.append(
             f"{len(waived)} broken limit{'s' if len(waived) > 1 else ''} before the write had been waived by {names}."
         )
-    if audit.decision:
-        lines.append(
-            f"{audit.decision.outcome.capitalize()} by {visible(audit.decision.approver)}{in_brackets(marks(audit.decision))}: "
-            f"{visible(audit.decision.reason).rstrip('.')}."
-        )
+    if said := audit.decision:
+        by = visible(said.approver) + in_brackets(marks(said))
+        lines.append(f"{said.outcome.capitalize()} by {by}: {visible(said.reason).rstrip('.')}.")
     return tuple(lines)
 
 

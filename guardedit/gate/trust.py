@@ -1,8 +1,8 @@
 """Whose keys count: what replaying the ledger's entries gives, never a file that somebody could edit. No torch.
 
 The first keys are trusted on somebody's word. As soon as a policy owner's key is trusted, every further entry about
-keys needs a policy owner's signature; an entry without one is an integrity failure. A revoked key stays revoked, so that
-an old entry that is played again trusts nobody.
+keys needs a policy owner's signature; an entry without one is an integrity failure. A revoked key stays revoked, so
+that an old entry that is played again trusts nobody.
 """
 
 from __future__ import annotations
