@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from guardedit.audit.sheet import Cell, Code, Section, Table
 from guardedit.audit.story import undone_on_request
-from guardedit.audit.words import in_brackets, marks, number, quantity, score_title, short, visible, when
+from guardedit.audit.words import hand, number, quantity, score_title, short, visible, when
 from guardedit.records import ABSENT, AuditReport
 
 
@@ -141,7 +141,7 @@ def people(audit: AuditReport) -> Section:
     rows_ = (
         (
             d.outcome,
-            visible(d.approver) + in_brackets(marks(d)),
+            hand(d),
             visible(d.reason),
             when(d.at),
             Code(short(d.plan_digest)),

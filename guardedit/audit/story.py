@@ -4,26 +4,8 @@ from __future__ import annotations
 
 from guardedit.audit.acting import sentences
 from guardedit.audit.sheet import Story
-from guardedit.audit.words import (
-    OUTCOMES,
-    Sign,
-    in_brackets,
-    marks,
-    mixed_scripts,
-    number,
-    percent,
-    quantity,
-    visible,
-)
-from guardedit.records import (
-    AuditReport,
-    DriftReport,
-    EditRequest,
-    Finding,
-    ProbeChange,
-    Scope,
-    Score,
-)
+from guardedit.audit.words import OUTCOMES, Sign, hand, mixed_scripts, number, percent, quantity, visible
+from guardedit.records import AuditReport, DriftReport, EditRequest, Finding, ProbeChange, Scope, Score
 
 OPS = {"<=": "at most", ">=": "at least", "<": "below", ">": "above", "==": "exactly"}
 _OUTSIDE: tuple[tuple[Scope, str], ...] = (
@@ -240,8 +222,7 @@ def _decided(audit: AuditReport) -> tuple[str, ...]:
             f"{len(waived)} broken limit{'s' if len(waived) > 1 else ''} before the write had been waived by {names}."
         )
     if said := audit.decision:
-        by = visible(said.approver) + in_brackets(marks(said))
-        lines.append(f"{said.outcome.capitalize()} by {by}: {visible(said.reason).rstrip('.')}.")
+        lines.append(f"{said.outcome.capitalize()} by {hand(said)}: {visible(said.reason).rstrip('.')}.")
     return tuple(lines)
 
 

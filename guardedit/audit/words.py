@@ -252,16 +252,11 @@ def score_title(name: str) -> str:
     return visible(name.replace("_", " "))
 
 
-def marks(said: Decision) -> list[str]:
-    """What a reader has to know about whose word a decision is; nothing about the policy's own."""
+def hand(said: Decision) -> str:
+    """Who decided, and what a reader has to know about that word; nothing about the policy's own."""
     if said.outcome == "auto-approved":
-        return []
-    found = [f"signed, key {said.key[:12]}" if said.key else "unsigned"]
-    found += ["own plan"] if said.own else []
-    found += [f"break-glass, ticket {visible(said.ticket)}"] if said.ticket else []
-    return found
-
-
-def in_brackets(parts: list[str]) -> str:
-    """` (a; b)`, or nothing."""
-    return f" ({'; '.join(parts)})" if parts else ""
+        return visible(said.approver)
+    marks = [f"signed, key {said.key[:12]}" if said.key else "unsigned"]
+    marks += ["own plan"] if said.own else []
+    marks += [f"break-glass, ticket {visible(said.ticket)}"] if said.ticket else []
+    return f"{visible(said.approver)} ({'; '.join(marks)})"
