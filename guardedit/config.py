@@ -28,6 +28,10 @@ class Settings(BaseModel):
     device_map: str | None = None
     """How accelerate spreads the model, "auto" for one; None loads it onto the CPU. A place, not a setting of an edit:
     it is in no record."""
+    keys: Path | None = None
+    """Folder of private keys; None is $GUARDEDIT_KEYS, else the user's settings folder. Never in a home."""
+    key: str | None = None
+    """Name of the private key to sign with; None is $GUARDEDIT_KEY."""
     thorough: bool = False
     """Monitor on 60k far tokens instead of 8k."""
 
@@ -39,6 +43,20 @@ def cache_folder() -> Path:
         return Path(named)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "guardedit"
+
+
+def keys_folder() -> Path:
+    """Private keys: $GUARDEDIT_KEYS, else the user's settings folder; apart from any home, which others may read."""
+    named = os.environ.get("GUARDEDIT_KEYS")
+    if named:
+        return Path(named)
+    base = os.environ.get("XDG_CONFIG_HOME")
+    return (Path(base) if base else Path.home() / ".config") / "guardedit" / "keys"
+
+
+def named_key() -> str | None:
+    """The private key to sign with where no option names one: $GUARDEDIT_KEY."""
+    return os.environ.get("GUARDEDIT_KEY") or None
 
 
 def current_user() -> str:

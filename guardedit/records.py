@@ -473,6 +473,16 @@ class Decision(Record):
     at: str
     drift_digest: Digest | None = None
     """Set when a held edit is decided: the monitor's report this word is about."""
+    key: str | None = None
+    """Id of the key that signed this word; None: a name that nobody checked."""
+    own: bool = False
+    """The plan's author decided on it alone."""
+    ticket: str | None = None
+    """Set in an emergency: what it is filed under."""
+    hours: float | None = None
+    """Set in an emergency: how long the word may be used."""
+    review_due: str | None = None
+    """Set in an emergency: until when somebody has to look at it again."""
 
 
 class LatentDrift(Record):

@@ -137,7 +137,7 @@ def test_the_only_ways_to_committed_go_through_an_approval_and_a_staged_copy() -
     assert commits
     for path in commits:
         assert "stage" in path
-        assert {"pass", "approve"} & set(path[: path.index("stage")])
+        assert {"pass", "approve", "break-glass"} & set(path[: path.index("stage")])
         assert replay(path) == "committed"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from guardedit.audit.sheet import Cell, Code, Section, Table
 from guardedit.audit.story import undone_on_request
-from guardedit.audit.words import number, quantity, score_title, short, visible, when
+from guardedit.audit.words import hand, number, quantity, score_title, short, visible, when
 from guardedit.records import ABSENT, AuditReport
 
 
@@ -138,7 +138,15 @@ def people(audit: AuditReport) -> Section:
             tuple(tables),
         )
     d = audit.decision
-    rows_ = ((d.outcome, visible(d.approver), visible(d.reason), when(d.at), Code(short(d.plan_digest))),)
+    rows_ = (
+        (
+            d.outcome,
+            hand(d),
+            visible(d.reason),
+            when(d.at),
+            Code(short(d.plan_digest)),
+        ),
+    )
     tables.insert(0, Table("Decision", ("Word", "By", "Reason", "When", "On plan digest"), rows_))
     bound = (
         ""

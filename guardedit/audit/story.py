@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from guardedit.audit.acting import sentences
 from guardedit.audit.sheet import Story
-from guardedit.audit.words import OUTCOMES, Sign, mixed_scripts, number, percent, quantity, visible
+from guardedit.audit.words import OUTCOMES, Sign, hand, mixed_scripts, number, percent, quantity, visible
 from guardedit.records import AuditReport, DriftReport, EditRequest, Finding, ProbeChange, Scope, Score
 
 OPS = {"<=": "at most", ">=": "at least", "<": "below", ">": "above", "==": "exactly"}
@@ -221,11 +221,8 @@ def _decided(audit: AuditReport) -> tuple[str, ...]:
         lines.append(
             f"{len(waived)} broken limit{'s' if len(waived) > 1 else ''} before the write had been waived by {names}."
         )
-    if audit.decision:
-        lines.append(
-            f"{audit.decision.outcome.capitalize()} by {visible(audit.decision.approver)}: "
-            f"{visible(audit.decision.reason).rstrip('.')}."
-        )
+    if said := audit.decision:
+        lines.append(f"{said.outcome.capitalize()} by {hand(said)}: {visible(said.reason).rstrip('.')}.")
     return tuple(lines)
 
 

@@ -7,7 +7,7 @@ import unicodedata
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from guardedit.records import Outcome, Scope, Verdict
+from guardedit.records import Decision, Outcome, Scope, Verdict
 
 # Letters and marks that draw nothing although Unicode calls them letters, marks or symbols.
 _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
@@ -251,3 +251,13 @@ def score_title(name: str) -> str:
         if name.startswith(prefix):
             return words + visible(name.removeprefix(prefix))
     return visible(name.replace("_", " "))
+
+
+def hand(said: Decision) -> str:
+    """Who decided, and what a reader has to know about that word; nothing about the policy's own."""
+    if said.outcome == "auto-approved":
+        return visible(said.approver)
+    marks = [f"signed, key {said.key[:12]}" if said.key else "unsigned"]
+    marks += ["own plan"] if said.own else []
+    marks += [f"break-glass, ticket {visible(said.ticket)}"] if said.ticket else []
+    return f"{visible(said.approver)} ({'; '.join(marks)})"

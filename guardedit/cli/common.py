@@ -41,6 +41,12 @@ DeviceMapOption = Annotated[
     typer.Option("--device-map", help="Spread the model over devices, as accelerate does: auto, balanced, …"),
 ]
 PolicyOption = Annotated[Path | None, typer.Option("--policy", help="A policy file.")]
+KeyOption = Annotated[
+    str | None, typer.Option("--key", help="Name of your private key to sign with. Default: $GUARDEDIT_KEY")
+]
+KeysOption = Annotated[
+    Path | None, typer.Option("--keys", help="Folder of private keys. Default: $GUARDEDIT_KEYS")
+]
 HparamsOption = Annotated[
     Path | None, typer.Option("--hparams", help="A settings file, .toml or .json, as `tune` writes it.")
 ]

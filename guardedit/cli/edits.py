@@ -12,6 +12,8 @@ from guardedit.cli.common import (
     HomeOption,
     HparamsOption,
     JsonOption,
+    KeyOption,
+    KeysOption,
     ModelOption,
     Options,
     PolicyOption,
@@ -81,6 +83,8 @@ def plan(
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of everything sampled.")] = None,
     hparams: HparamsOption = None,
     policy: PolicyOption = None,
+    key: KeyOption = None,
+    keys: KeysOption = None,
     model: ModelOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
@@ -91,7 +95,7 @@ def plan(
     from guardedit.pipeline.hparams import read_hparams
     from guardedit.pipeline.reading import read_requests
 
-    options = from_context(context, model, home, as_json, seed=seed, policy=policy)
+    options = from_context(context, model, home, as_json, seed=seed, policy=policy, key=key, keys=keys)
     asked = read_requests(requests)
     settings, guard = read_hparams(hparams, editor), options.guard()
     guard.kit.settings(editor, settings)
@@ -117,12 +121,14 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """A plan in words: the edit, the limits, and what would be disturbed."""
-    from guardedit.cli.words import plan_document, plan_text
+    from guardedit.cli.words import decisions_text, plan_document, plan_text
 
     options = from_context(context, model, home, as_json)
     guard = options.guard()
     made = guard.read_plan(plan_id)
-    emit(options, {**plan_document(made), "state": guard.state(plan_id)}, plan_text(made))
+    words = [e.body["decision"] for e in guard.history(plan_id) if e.body.get("decision")]
+    document = {**plan_document(made), "state": guard.state(plan_id), "decisions": words}
+    emit(options, document, plan_text(made) + decisions_text(words))
 
 
 @app.command("try")
@@ -151,13 +157,23 @@ def approve(
     context: typer.Context,
     plan_id: PlanArgument,
     reason: ReasonOption,
+    break_glass: Annotated[
+        bool, typer.Option("--break-glass", help="Let a blocked plan through, in an emergency.")
+    ] = False,
+    ticket: Annotated[str, typer.Option("--ticket", help="What the emergency is filed under.")] = "",
+    hours: Annotated[float, typer.Option("--hours", help="How long the emergency word counts.")] = 4.0,
+    key: KeyOption = None,
+    keys: KeysOption = None,
     model: ModelOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Approve a plan that waits for a person, or a held edit; bound to the plan's digest."""
-    options = from_context(context, model, home, as_json)
-    _decided(options, options.guard().approve(plan_id, reason).model_dump())
+    from guardedit.pipeline.deciding import Emergency
+
+    options = from_context(context, model, home, as_json, key=key, keys=keys)
+    emergency = Emergency(ticket, hours) if break_glass else None
+    _decided(options, options.guard().approve(plan_id, reason, emergency=emergency).model_dump())
 
 
 @app.command()
@@ -165,20 +181,24 @@ def reject(
     context: typer.Context,
     plan_id: PlanArgument,
     reason: ReasonOption,
+    key: KeyOption = None,
+    keys: KeysOption = None,
     model: ModelOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Reject a plan or a held edit."""
-    options = from_context(context, model, home, as_json)
+    options = from_context(context, model, home, as_json, key=key, keys=keys)
     _decided(options, options.guard().reject(plan_id, reason).model_dump())
 
 
 def _decided(options: Options, word: dict[str, Any]) -> None:
+    from guardedit.cli.words import signature
+
     emit(
         options,
         word,
-        f"{word['outcome']} by {word['approver']}: {word['reason']} (plan {word['plan_digest']})",
+        f"{word['outcome']} by {word['approver']} ({signature(word)}): {word['reason']} (plan {word['plan_digest']})",
     )
 
 
@@ -190,6 +210,8 @@ def apply(
         bool, typer.Option("--thorough", help="Monitor on 60k control tokens instead of 8k.")
     ] = False,
     policy: PolicyOption = None,
+    key: KeyOption = None,
+    keys: KeysOption = None,
     reports: Annotated[Path | None, typer.Option("--reports", help="Folder for the audit report.")] = None,
     tracking_uri: TrackingOption = None,
     model: ModelOption = None,
@@ -198,6 +220,7 @@ def apply(
 ) -> None:
     """Stage the plan, monitor the staged copy, then commit it or drop it."""
     asked = {"thorough": thorough or None, "policy": policy, "reports": reports, "tracking_uri": tracking_uri}
+    asked |= {"key": key, "keys": keys}
     options = from_context(context, model, home, as_json, **asked)
     guard = options.guard()
     with working(guard):

@@ -21,6 +21,11 @@ def status(
     found = options.guard().status()
     lines = [f"{found['model']}  {found['digest'] or 'nothing planned yet'}  ({found['version'] or 'base'})"]
     lines += [f"  {p['plan_id']:40} {p['state']:15} {p['editor']:10} {p['edit']}" for p in found["plans"]]
+    lines += [
+        f"  REVIEW {'OVERDUE' if r['overdue'] else 'open'}: {r['plan_id']} let through by {r['by']}, "
+        f"ticket {r['ticket']}, due {r['due'][:16]}; close with `guardedit reviewed {r['plan_id']} --note ...`"
+        for r in found["reviews"]
+    ]
     emit(options, found, "\n".join(lines))
 
 
@@ -52,6 +57,9 @@ def verify(
     alone: Annotated[
         bool, typer.Option("--alone", help="Check the file by itself, also where a home is there.")
     ] = False,
+    anchor: Annotated[
+        Path | None, typer.Option("--anchor", help="A checkpoint that was kept elsewhere.")
+    ] = None,
     model: ModelOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
@@ -60,11 +68,13 @@ def verify(
     file, its schema, form and digests, and that the ledger bears it out."""
     options = from_context(context, model, home, as_json)
     if report is not None:
+        if anchor is not None:
+            raise typer.BadParameter("--anchor goes with a whole home, not with a report file")
         verify_report(options, report, alone)
         return
     if alone:
         raise typer.BadParameter("--alone goes with a report file")
-    found = options.guard().verify()
+    found = options.guard().verify(anchor)
     emit(options, found, "\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in found.items()))
 
 

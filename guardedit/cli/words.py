@@ -63,6 +63,27 @@ def _dumped(request: EditRequest) -> dict[str, Any]:
     return request.model_dump(mode="json", exclude_none=True)
 
 
+def signature(word: dict[str, Any]) -> str:
+    """Whose hand a decision is in, and what a reader has to know about it."""
+    if word["outcome"] == "auto-approved":
+        return "the policy's own word"
+    parts = [
+        f"signed with key {word['key'][:12]}" if word.get("key") else "unsigned: a name that nobody checked"
+    ]
+    parts += ["own plan"] if word.get("own") else []
+    parts += [f"BREAK-GLASS, ticket {clean(word['ticket'])}"] if word.get("ticket") else []
+    return "; ".join(parts)
+
+
+def decisions_text(words: list[dict[str, Any]]) -> str:
+    """Every word on a plan, one line each."""
+    return "".join(
+        f"\n  {word['outcome']} by {clean(word['approver'])} ({signature(word)}): {clean(word['reason'])}"
+        for word in words
+        if word["outcome"] != "auto-approved"
+    )
+
+
 def _joint_document(plan: Plan) -> dict[str, Any]:
     """What only a plan of many requests has: those that are left out, and how each was screened."""
     reasons = [row.reason for row in plan.screened if row.stopped]

@@ -71,6 +71,10 @@ def check_waivers(waivers: Iterable[Waiver], policy: Policy, now: datetime) -> N
     `judge` ignores such waivers; this tells the person who wrote one.
     """
     for waiver in waivers:
+        if policy.signed:
+            raise BadRequestError(
+                f"waiver of {waiver.metric}: the policy wants signed words; approve the plan instead"
+            )
         problem = waiver_problem(waiver, now)
         if problem is not None:
             raise BadRequestError(f"waiver of {waiver.metric}: {problem}")

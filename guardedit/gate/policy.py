@@ -53,7 +53,9 @@ def judge(
     """
     rules = policy.rules_for(stage, plans)
     by_metric = _by_metric(scores)
-    valid = [w for w in sorted(waivers, key=canonical) if waiver_problem(w, now) is None]
+    # A waiver carries no signature: where words must be signed it lifts nothing.
+    usable = () if policy.signed else waivers
+    valid = [w for w in sorted(usable, key=canonical) if waiver_problem(w, now) is None]
     findings = tuple(_finding(rule, by_metric.get(rule.metric, []), valid) for rule in rules)
     judged: JudgedStage = "postop" if stage == "postop" else "preop"
     unguarded = stage != "key" and all(finding.level == "advisory" for finding in findings)

@@ -125,6 +125,9 @@ class Rule(Record):
         return f"{self.say(value)} The policy {verb} the form that holds in a context only (`--editor contextual`)."
 
 
+_LATER = {"approvals": 1, "signed": False, "profile": "solo"}
+
+
 class Policy(Record):
     """All limits, and what follows when they are not kept."""
 
@@ -138,6 +141,12 @@ class Policy(Record):
     """How long an approval may be used."""
     separate_approver: StrictBool = False
     """Whether the plan's author is barred from approving it."""
+    approvals: StrictInt = Field(default=1, ge=1)
+    """How many people have to approve: distinct keys, or distinct names where words need no signature."""
+    signed: StrictBool = False
+    """Whether an approval counts only with the signature of a trusted key."""
+    profile: Literal["solo", "team"] = "solo"
+    """"team" asks for signed words of somebody else; "solo" is one person alone, whose own approvals are marked."""
     rules: tuple[Rule, ...] = Field(min_length=1)
 
     @field_validator("approval_hours")
@@ -154,10 +163,18 @@ class Policy(Record):
             seen.add(rule.id)
         return self
 
+    @model_validator(mode="after")
+    def _team_is_strict(self) -> Policy:
+        if self.profile == "team" and not (self.signed and self.separate_approver):
+            raise ValueError("profile 'team' needs signed = true and separate_approver = true")
+        return self
+
     @property
     def digest(self) -> str:
         """`sha256:…` of the parsed content: comments and layout of the file do not count."""
-        return digest_of(self)
+        # Settings that came later count where they are set, so that policies without them keep their digest.
+        same = {name for name, usual in _LATER.items() if getattr(self, name) == usual}
+        return digest_of(self.model_dump(mode="json", exclude=same))
 
     def rules_for(
         self, stage: Literal["key", "preop", "postop"], plans: Literal["one", "many"] = "one"
@@ -203,7 +220,7 @@ def _flatten(raw: dict[str, Any], where: str) -> dict[str, Any]:
                 f"policy {where}: unknown key {key!r}; allowed are {', '.join(sorted(allowed))}"
             )
     defaults = raw.get("defaults", {})
-    known = {"on_soft_fail", "on_stopped", "approval_hours", "separate_approver"}
+    known = {"on_soft_fail", "on_stopped", "approval_hours", "separate_approver", *_LATER}
     if not isinstance(defaults, dict):
         raise PolicyError(f"policy {where}: `defaults` is a table, written [defaults]")
     for key in defaults:
@@ -214,7 +231,8 @@ def _flatten(raw: dict[str, Any], where: str) -> dict[str, Any]:
     top = {key: raw[key] for key in ("version", "name") if key in raw}
     if "version" in top and type(top["version"]) is not int:
         raise PolicyError(f"policy {where}: version is {top['version']!r}; this guardedit reads version 1")
-    return {**top, **defaults, "rules": raw.get("rule", ())}
+    implied = {"signed": True, "separate_approver": True} if defaults.get("profile") == "team" else {}
+    return {**top, **implied, **defaults, "rules": raw.get("rule", ())}
 
 
 def _first_problem(error: ValidationError, raw: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """What may happen to an edit, as one table that code, documentation and tests read.
 
-blocked, rejected, expired, stale, superseded and rolled-back are terminal: a new try is a new plan.
+rejected, expired, stale, superseded and rolled-back are terminal: a new try is a new plan. From blocked only an
+emergency word leads on, which lifts the policy's limits and nothing else.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ Event = Literal[
     "commit",
     "hold",
     "roll-back",
+    "break-glass",
 ]
-Role = Literal["author", "guardedit", "reviewer"]
+Role = Literal["author", "guardedit", "reviewer", "break-glass"]
 
 START: State = "proposed"
 
@@ -63,6 +65,9 @@ TRANSITIONS: dict[tuple[State, Event], Transition] = {
         "blocked", "guardedit", "a hard limit is broken, or the policy blocks on soft ones"
     ),
     ("needs-approval", "approve"): Transition("approved", "reviewer", "the approval names the plan's digest"),
+    ("blocked", "break-glass"): Transition(
+        "approved", "break-glass", "a signed emergency word: ticket, reason, at most 4 hours, a review due"
+    ),
     **{(s, "reject"): Transition("rejected", "reviewer", "a reason is given") for s in _PENDING},
     **{(s, "expire"): Transition("expired", "guardedit", "the approval is too old") for s in _PENDING},
     **{
@@ -91,9 +96,7 @@ TRANSITIONS: dict[tuple[State, Event], Transition] = {
     ),
 }
 
-TERMINAL: frozenset[State] = frozenset(
-    ("blocked", "rejected", "expired", "stale", "superseded", "rolled-back")
-)
+TERMINAL: frozenset[State] = frozenset(("rejected", "expired", "stale", "superseded", "rolled-back"))
 
 _REFUSAL: dict[State, type[GuardeditError]] = {
     "blocked": BlockedError,

@@ -16,7 +16,7 @@ from typing import Any
 from guardedit.audit.export import export
 from guardedit.config import Settings
 from guardedit.models.handle import ModelHandle
-from guardedit.pipeline import applying, planning, reading, recovery, reporting, upkeep
+from guardedit.pipeline import anchoring, applying, deciding, planning, reading, recovery, reporting, upkeep
 from guardedit.pipeline.workspace import Progress
 from guardedit.pipeline.workspace import Workspace as _Workspace
 from guardedit.records import AuditReport, Decision, EditRequest, Plan, Waiver
@@ -47,13 +47,19 @@ class Guard(_Workspace):
         """Judge a plan again with waivers; see `planning.waive`."""
         return planning.waive(self, plan_id, waivers)
 
-    def approve(self, plan_id: str, reason: str, approver: str | None = None) -> Decision:
-        """A person's yes, bound to the plan's digest."""
-        return applying.decide_plan(self, plan_id, "approved", reason, approver)
+    def approve(
+        self,
+        plan_id: str,
+        reason: str,
+        approver: str | None = None,
+        emergency: deciding.Emergency | None = None,
+    ) -> Decision:
+        """A person's yes, bound to the plan's digest; `emergency` lifts a policy's block."""
+        return deciding.decide_plan(self, plan_id, "approved", reason, approver, emergency)
 
     def reject(self, plan_id: str, reason: str, approver: str | None = None) -> Decision:
         """A person's no."""
-        return applying.decide_plan(self, plan_id, "rejected", reason, approver)
+        return deciding.decide_plan(self, plan_id, "rejected", reason, approver)
 
     def apply(self, plan_id: str) -> AuditReport:
         """Stage, monitor, then commit or drop; see `applying.apply_plan`."""
@@ -71,9 +77,10 @@ class Guard(_Workspace):
         """Bring MLflow to what the ledger says."""
         return reporting.sync(self)
 
-    def verify(self) -> dict[str, Any]:
-        """Recompute every digest from bytes; see `upkeep.verify`."""
-        return upkeep.verify(self)
+    def verify(self, anchor: Path | None = None) -> dict[str, Any]:
+        """Recompute every digest from bytes, and hold the ledger to a checkpoint; see `upkeep.verify`."""
+        held_to = anchoring.verify_anchor(self, anchor) if anchor else {}
+        return {**upkeep.verify(self), **held_to}
 
     def recover(self) -> dict[str, Any]:
         """Finish or drop what a crash left; see `recovery.recover`."""

@@ -12,46 +12,23 @@ from guardedit.edits.deltas import post_images, raw_bytes
 from guardedit.errors import (
     BlockedError,
     GuardeditError,
-    HeldError,
     IntegrityError,
     NeedsApprovalError,
     StaleError,
 )
-from guardedit.gate.approvals import decide, require_approval, waiver_problem
+from guardedit.gate.approvals import waiver_problem
 from guardedit.gate.policy import judge, lineage_scores
-from guardedit.gate.states import Event, State, advance
+from guardedit.gate.states import State, advance
+from guardedit.pipeline.anchoring import after_commit
 from guardedit.pipeline.beliefs import believed, outcomes, target_probabilities
+from guardedit.pipeline.deciding import drift_digest_of, require_approved
 from guardedit.pipeline.monitoring import monitor
 from guardedit.pipeline.recovery import editing
 from guardedit.pipeline.workspace import Workspace
-from guardedit.records import AuditReport, Decision, DriftReport, Judgement, Plan, digest_of
+from guardedit.records import AuditReport, DriftReport, Judgement, Plan, digest_of
 
 UNTRACKED = "untracked"
 """Kind of the entry that says MLflow was away: about the record, not about the edit."""
-
-
-def decide_plan(
-    workspace: Workspace, plan_id: str, outcome: str, reason: str, approver: str | None = None
-) -> Decision:
-    """Put a person's word on record, bound to the plan's digest (and to the drift report of a held edit)."""
-    plan = workspace.read_plan(plan_id)
-    event: Event = "approve" if outcome == "approved" else "reject"
-    with editing(workspace):
-        state = workspace.state(plan_id)
-        held = state == "held"
-        if not held:
-            advance(state, event)
-        word = decide(
-            plan.digest,
-            "approved" if event == "approve" else "rejected",
-            approver or workspace.user,
-            reason,
-            workspace.now(),
-            _drift_digest(workspace, plan_id) if held else None,
-        )
-        body = {"plan_id": plan_id, "edit_id": plan_id, "decision": word.model_dump(mode="json")}
-        workspace.ledger.append("decided", body if held else {**body, "event": event})
-    return word
 
 
 def apply_plan(workspace: Workspace, plan_id: str) -> AuditReport:
@@ -85,7 +62,7 @@ def _require_plan_may_go(workspace: Workspace, plan: Plan, state: State) -> None
     policy = workspace.kit.policy
     if state == "auto-approved":
         _require_waivers_stand(workspace, plan)
-    require_approval(workspace.decision(plan.plan_id), plan.digest, plan.author, policy, workspace.now())
+    require_approved(workspace, plan, policy)
 
 
 def _require_waivers_stand(workspace: Workspace, plan: Plan) -> None:
@@ -192,6 +169,7 @@ def _commit(workspace: Workspace, plan: Plan, facts: dict[str, Any]) -> None:
             _drop(workspace, plan, f"the commit failed: {error}"[:500])
         raise
     workspace.refresh()
+    after_commit(workspace)
 
 
 def _drop(workspace: Workspace, plan: Plan, reason: str, facts: dict[str, Any] | None = None) -> None:
@@ -213,20 +191,12 @@ def _settle(workspace: Workspace, plan: Plan) -> None:
     if word is not None and word.outcome == "rejected" and word.drift_digest is not None:
         _drop(workspace, plan, f"rejected by {word.approver}: {word.reason}", facts)
         return
-    digest = _drift_digest(workspace, plan.plan_id)
-    require_approval(word, plan.digest, plan.author, workspace.kit.policy, workspace.now(), digest)
+    require_approved(workspace, plan, workspace.kit.policy, drift_digest_of(workspace, plan.plan_id))
     try:
         _commit(workspace, plan, facts)
     except StaleError as error:
         _drop(workspace, plan, str(error), facts)
         raise
-
-
-def _drift_digest(workspace: Workspace, plan_id: str) -> str:
-    held = [e for e in workspace.history(plan_id) if e.kind == "held"]
-    if not held:
-        raise HeldError(f"edit {plan_id} is held, but no monitor report of it is on record; roll it back")
-    return str(held[-1].body["drift_digest"])
 
 
 def _last_facts(workspace: Workspace, plan_id: str) -> dict[str, Any]:

@@ -23,10 +23,12 @@ from guardedit.gate.states import advance
 from guardedit.models.hooks import key_hook
 from guardedit.pipeline.alternatives import FILE, in_context_form, request_lines
 from guardedit.pipeline.asking import complete, require_plannable, settle_first
+from guardedit.pipeline.deciding import demands
 from guardedit.pipeline.kit import MAPS
 from guardedit.pipeline.measuring import key_layer, placed, risk_contexts
 from guardedit.pipeline.recovery import editing
 from guardedit.pipeline.screening import Screening, screen
+from guardedit.pipeline.signing import proposal
 from guardedit.pipeline.workspace import Workspace, versions
 from guardedit.records import (
     DeltaRecord,
@@ -209,8 +211,13 @@ def _seal(workspace: Workspace, draft: _Draft) -> Plan:
             alternative=in_context_form(draft.requests, draft.judgement, workspace.kit.policy),
         )
         _store(workspace.plan_folder(plan.plan_id), plan, draft.delta)
-        workspace.ledger.append("planned", {**_entry(plan), **_own_word(workspace, plan)})
+        workspace.ledger.append("planned", _planned(workspace, plan))
     return plan
+
+
+def _planned(workspace: Workspace, plan: Plan) -> dict[str, Any]:
+    word, asked = _own_word(workspace, plan), demands(workspace.kit.policy)
+    return {**_entry(plan), **asked, **word, **proposal(workspace, plan.digest)}
 
 
 def _own_word(workspace: Workspace, plan: Plan) -> dict[str, Any]:

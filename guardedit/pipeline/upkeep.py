@@ -13,6 +13,7 @@ from guardedit.config import Settings
 from guardedit.errors import IntegrityError
 from guardedit.gate.states import State
 from guardedit.models.handle import ModelHandle
+from guardedit.pipeline.anchoring import open_reviews
 from guardedit.pipeline.recovery import disagreement
 from guardedit.pipeline.workspace import Workspace
 
@@ -29,6 +30,7 @@ def status(workspace: Workspace) -> dict[str, Any]:
         "base_digest": workspace.store.base().digest if live else None,
         "version": live.version if live else None,
         "plans": plans,
+        "reviews": open_reviews(workspace),
     }
 
 
