@@ -25,18 +25,20 @@ from benchmarks.editors_table import cases_of
 from guardedit.edits.belief_detector import Kind, fit_detector, grade
 from guardedit.edits.representations import Representations, represent
 from guardedit.evaluation.bootstrap import estimate
+from guardedit.evaluation.cases import EvalCase
 from guardedit.evaluation.datasets import method
-from guardedit.evaluation.extras import filled
+from guardedit.evaluation.metrics import beats
 from guardedit.evaluation.readers import choose, read_cases
 from guardedit.evaluation.run import Selection, evaluate
+from guardedit.evaluation.scoring import score_pairs
 from guardedit.evaluation.state import CaseResult
 from guardedit.models.handle import ModelHandle
 from guardedit.pipeline import Guard
 from guardedit.pipeline import open as open_guard
 from guardedit.records import EditRequest, digest_of
 
-SEED, N, N_CLAIMED, BLOCK = 0, 60, {"train": 300, "edit": 320}, 32
-EXTRAS = ("subject",)
+SEED, N, NEIGHBOURS, BLOCK = 0, 60, 5, 32
+N_CLAIMED = {"train": 160, "edit": 300}
 BARS = {
     "efficacy": (0.90, 1),
     "paraphrase": (0.70, 1),
@@ -46,7 +48,7 @@ BARS = {
 """Metric -> its bar, and whether more (1) or less (-1) is better."""
 SHOWN = (
     "efficacy", "efficacy_base", "paraphrase", "paraphrase_base", "neighborhood", "neighborhood_base",
-    "neighborhood_loss", "efficacy_magnitude", "same_subject_kl_nats", "same_subject_lost_top1",
+    "neighborhood_loss", "efficacy_magnitude",
 )  # fmt: skip
 
 
@@ -56,11 +58,11 @@ SHOWN = (
 def facts(guard: Guard, data: Path, out: Path) -> None:
     """Edit and measure every fact by itself, as `guardedit evaluate` does."""
     handle, chosen = guard.handle, cases_of(guard, data, out)
-    cases = tuple(filled(handle, chosen.cases[:N], EXTRAS))
+    cases = tuple(_trimmed(case) for case in chosen.cases[:N])
     layer = guard.kit.settings("remedi").layer
     named = guard.kit.maps[f"blocks.{layer}.hook_resid_post"].digest
     job = replace(
-        method(guard, "remedi", SEED), dataset="counterfact, edit", extras=EXTRAS,
+        method(guard, "remedi", SEED), dataset="counterfact, edit",
         dataset_digest=digest_of([named, *(case.case_id for case in cases)]),
     )  # fmt: skip
     found = evaluate(
@@ -68,6 +70,17 @@ def facts(guard: Guard, data: Path, out: Path) -> None:
     )
     document = {**found.as_json(), "map": named, "artefact": _artefact(handle, guard, out, named)}
     (out / "facts.json").write_text(json.dumps(document))
+
+
+def _trimmed(case: EvalCase) -> EvalCase:
+    """With fewer neighbours, and without prompts that are not reported: nothing is pushed where a subject is not."""
+    return case.model_copy(
+        update={
+            "neighborhood": case.neighborhood[:NEIGHBOURS],
+            "distractor_neighborhood": (),
+            "questions": (),
+        }
+    )
 
 
 def told(what: str, done: int, of: int) -> None:
@@ -118,10 +131,9 @@ def claims(
 
 
 def _believed(handle: ModelHandle, requests: Sequence[EditRequest]) -> list[bool]:
-    prompts = [request.filled for request in requests for _ in range(2)]
-    targets = [target for r in requests for target in (r.target_true or "", r.target_new)]
-    means = [float(one.mean()) for one in handle.token_logprobs(prompts, targets)]
-    return [old > new for old, new in zip(means[::2], means[1::2], strict=True)]
+    pairs = [(r.filled, target) for r in requests for target in (r.target_true or "", r.target_new)]
+    scores = score_pairs(handle, pairs)
+    return [bool(beats(old, new)) for old, new in zip(scores[::2], scores[1::2], strict=True)]
 
 
 def _represented(
