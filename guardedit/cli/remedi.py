@@ -40,7 +40,10 @@ def remedi_train(
         int, typer.Option("--seed", help="Which facts, which are held out, and their order.")
     ] = 0,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the map; default: the model's kit.")
+        Path | None,
+        typer.Option(
+            "--out", help="Folder for the map. Default: the model's kit; the home, where that is shipped."
+        ),
     ] = None,
     model: ModelOption = None,
     home: HomeOption = None,
@@ -49,6 +52,7 @@ def remedi_train(
     """Train the map on facts, a tenth of the subjects held out; may be interrupted and goes on where it was."""
     from guardedit.edits.remedi_training import RemediTraining
     from guardedit.models.sources import load
+    from guardedit.pipeline.kit import MAPS, is_shipped
     from guardedit.pipeline.remedi import train_remedi
 
     options = from_context(context, model, home, as_json)
@@ -59,10 +63,11 @@ def remedi_train(
         RemediTraining(), **{name: value for name, value in named.items() if value is not None}
     )
     name, requests = _facts(facts, split, limit, seed)
+    own = options.home / MAPS if is_shipped(options.model) else None
     status = console().status("reading facts")
     with status:
         made = train_remedi(
-            load(options.model), requests, settings, data_name=name, out=out,
+            load(options.model), requests, settings, data_name=name, out=out or own,
             told=lambda what, done, of: status.update(f"{what} ({done} of {of} steps)"),
         )  # fmt: skip
     emit(options, _document(made), _text(made))
@@ -75,13 +80,13 @@ def remedi_show(
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Cards of the maps in the model's kit."""
+    """Cards of the maps that plans find: the home's own, then those of the model's kit."""
     from guardedit.edits.remedi_map import load_map
     from guardedit.errors import NotFoundError
-    from guardedit.pipeline.kit import MAPS, kit_folder
+    from guardedit.pipeline.kit import MAPS, kit_folder, map_folders
 
     options = from_context(context, model, home, as_json)
-    folders = sorted((kit_folder(options.model) / MAPS).glob("*"))
+    folders = [f for place in (options.home, kit_folder(options.model)) for f in map_folders(place / MAPS)]
     if not folders:
         raise NotFoundError(
             f"{options.model} has no REMEDI map; train one with `guardedit remedi train FACTS`"

@@ -18,6 +18,7 @@ from guardedit.config import cache_folder
 from guardedit.drift.null import NullBank, load_bank
 from guardedit.editors import EDITORS
 from guardedit.edits.remedi_map import MAP_FILES, RemediMap, load_map
+from guardedit.edits.sealed_pairs import CARD
 from guardedit.errors import (
     BadRequestError,
     IntegrityError,
@@ -100,23 +101,34 @@ def full_name(model: str) -> str:
     return str(Path(model).resolve()) if model not in WHEELS and Path(model).is_dir() else model
 
 
+def is_shipped(model: str) -> bool:
+    """Whether the model's kit lies in the package, where nothing is written."""
+    return model in WHEELS and (_shipped(model) / KIT_FILE).is_file()
+
+
+def _shipped(model: str) -> Path:
+    return Path(str(importlib.resources.files("guardedit") / "assets" / model))
+
+
 def kit_folder(model: str) -> Path:
     """Where a model's kit lies: in the package for known models, else in the cache folder."""
-    shipped = importlib.resources.files("guardedit") / "assets" / model
-    if model in WHEELS and (shipped / KIT_FILE).is_file():
-        return Path(str(shipped))
+    if is_shipped(model):
+        return _shipped(model)
     return cache_folder() / "kits" / full_name(model).strip("/").replace("/", "--")
 
 
 def load_kit(
-    handle: ModelHandle, policy: Path | None = None, base_manifest: Mapping[str, str] | None = None
+    handle: ModelHandle,
+    policy: Path | None = None,
+    base_manifest: Mapping[str, str] | None = None,
+    own_maps: Path | None = None,
 ) -> Kit:
     """Read and verify the model's kit.
 
     `base_manifest` is that of the lineage's base, which second moments and SAEs are bound to; without it, the handle's
-    own. Raises MissingStatisticsError where there is no kit yet, IntegrityError where a file was changed,
-    StatisticsMismatchError where it was made for other weights or another width, and PolicyError for a policy that
-    cannot be used.
+    own. `own_maps` is a folder of REMEDI maps that come before the kit's. Raises MissingStatisticsError where there is
+    no kit yet, IntegrityError where a file was changed, StatisticsMismatchError where it was made for other weights or
+    another width, and PolicyError for a policy that cannot be used.
     """
     folder = kit_folder(handle.name)
     if not (folder / KIT_FILE).is_file():
@@ -141,7 +153,8 @@ def load_kit(
         maps=_maps(handle, folder, digests, base_manifest),
     )
     named = {f"sae/{name}": sae.digest for name, sae in kit.saes.items()}
-    return replace(kit, digests={**digests, **named, "policy": kit.policy.digest})
+    whole = replace(kit, digests={**digests, **named, "policy": kit.policy.digest})
+    return whole if own_maps is None else _with_own_maps(whole, handle, own_maps, base_manifest)
 
 
 def _by_hook(moments: Iterable[SecondMoment], layer: int) -> dict[str, SecondMoment]:
@@ -167,10 +180,38 @@ def _maps(
 ) -> dict[str, RemediMap]:
     """The kit's REMEDI maps, none where none was trained."""
     folders = sorted({str(Path(name).parent) for name in files if name.startswith(f"{MAPS}/")})
-    found = [load_map(folder / name) for name in folders]
+    return _checked_maps(handle, [folder / name for name in folders], base)
+
+
+def _checked_maps(
+    handle: ModelHandle, folders: Iterable[Path], base: Mapping[str, str] | None
+) -> dict[str, RemediMap]:
+    found = [load_map(folder) for folder in folders]
     for one in found:
         one.check(handle, base)
     return {one.hook_name: one for one in found}
+
+
+def _with_own_maps(kit: Kit, handle: ModelHandle, folder: Path, base: Mapping[str, str] | None) -> Kit:
+    """The kit with a home's own maps before its own; where they are of other layers, plans take the lowest of them."""
+    own = _checked_maps(handle, map_folders(folder), base)
+    if not own:
+        return kit
+    usual = kit.hparams.get(MAPS, {})
+    layers = sorted(one.layer for one in own.values())
+    layer = usual["layer"] if usual.get("layer") in layers else layers[0]
+    named = {f"{MAPS}/{name}/own": one.digest for name, one in own.items()}
+    return replace(
+        kit,
+        maps={**kit.maps, **own},
+        hparams={**kit.hparams, MAPS: {**usual, "layer": layer}},
+        digests={**kit.digests, **named},
+    )
+
+
+def map_folders(folder: Path) -> list[Path]:
+    """Folders of the maps in a folder of them; a training that did not end has left none."""
+    return sorted(path.parent for path in folder.glob(f"*/{CARD}"))
 
 
 def _saes(handle: ModelHandle, base: Mapping[str, str] | None) -> dict[str, Sae]:

@@ -22,7 +22,7 @@ from guardedit.errors import IntegrityError, NotFoundError, StaleError
 from guardedit.gate.states import Event, State, replay
 from guardedit.models.handle import ModelHandle
 from guardedit.models.sources import load
-from guardedit.pipeline.kit import Kit, full_name, load_kit
+from guardedit.pipeline.kit import MAPS, Kit, full_name, load_kit
 from guardedit.records import Decision, Plan, parse_record
 
 Progress = Callable[[str, float], None]
@@ -70,9 +70,9 @@ class Workspace:
 
     @cached_property
     def kit(self) -> Kit:
-        """Statistics, SAEs, policy and banks of the model."""
+        """Statistics, SAEs, maps, policy and banks of the model; the home's own maps come first."""
         base = self.store.base().manifest if self.store.exists else self.handle.manifest()
-        return load_kit(self.handle, self.settings.policy, base)
+        return load_kit(self.handle, self.settings.policy, base, own_maps=self.home / MAPS)
 
     def tensor(self, parameter: str, edit_version: str | None = None) -> Tensor:
         """A stored tensor of the live version, or of a named one ("base", an edit's id); its digest is compared."""
