@@ -360,3 +360,17 @@ def test_the_documented_policy_is_a_policy_and_every_key_is_documented() -> None
     tables = set(re.findall(r"^\| `([a-z_]+)` \|", text, re.MULTILINE))
     fields = (set(Policy.model_fields) - {"rules"}) | set(Rule.model_fields)
     assert tables == fields
+
+
+def test_many_limits_that_cannot_be_checked_are_named_in_one_line() -> None:
+    rules = [
+        f'[[rule]]\nid = "r{i}"\nmetric = "preop/m{i}"\nop = "<="\nlimit = 1\nlevel = "soft"\n'
+        'sentence = "It is {value} here."\n'
+        for i in range(5)
+    ]
+    judgement = judge([], _policy(*rules), [], "preop", NOW)
+    assert judgement.outcome == "needs-approval" and judgement.verdict == "inconclusive"
+    assert judgement.reason.count("\n") == 0 and len(judgement.reason) < 120
+    assert all(f"m{i}" in judgement.reason for i in range(5))
+    few = judge([], _policy(*rules[:2]), [], "preop", NOW)
+    assert few.reason.count("Could not be checked") == 2

@@ -26,6 +26,9 @@ __all__ = [
     "parse_policy",
 ]
 
+MANY = 3
+"""Sentences that a reason spells out."""
+
 
 def metric_of(score: Score) -> str:
     """The name that policies and MLflow use: "preop/<name>", or "postop/<name>" for the monitor's scores."""
@@ -155,7 +158,7 @@ def _reason(
     if outcome == "blocked":
         # A soft finding that stands beside a hard one is not what blocks.
         deciding = [f for f in deciding if f.level == "hard"] or deciding
-    parts = [f.sentence for f in deciding]
+    parts = _told(deciding, verdict)
     if verdict == "inconclusive" and unguarded and not parts:
         parts = [f"The policy has no binding rule for {stage}, so nothing was checked."]
     if verdict == "pass":
@@ -165,6 +168,14 @@ def _reason(
         f"Waived by {f.waiver.author}: {f.metric} ({f.waiver.reason})." for f in _lifted(findings) if f.waiver
     ]
     return " ".join(parts)
+
+
+def _told(deciding: list[Finding], verdict: Verdict) -> list[str]:
+    """The sentences that decide; many that could not be checked are named instead: each is in its own finding."""
+    if verdict != "inconclusive" or len(deciding) <= MANY:
+        return [f.sentence for f in deciding]
+    names = list(dict.fromkeys(f.metric.split("/", 1)[1] for f in deciding))
+    return [f"{len(deciding)} limits could not be checked, each finding says why: {', '.join(names)}."]
 
 
 def _kept(n: int) -> str:
