@@ -484,6 +484,15 @@ class Decision(Record):
     review_due: str | None = None
     """Set in an emergency: until when somebody has to look at it again."""
 
+    @model_serializer(mode="wrap")
+    def _as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Fields that came later are left out where they say nothing: reports and words on record keep their bytes."""
+        found: dict[str, Any] = plain(self)
+        return {name: value for name, value in found.items() if value or name not in _SIGNED_LATER}
+
+
+_SIGNED_LATER = frozenset({"key", "own", "ticket", "hours", "review_due"})
+
 
 class LatentDrift(Record):
     """How one latent's firing changed, on the same tokens through both models."""

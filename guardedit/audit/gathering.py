@@ -150,7 +150,7 @@ def last_monitoring(entries: tuple[Entry, ...]) -> dict[str, Any] | None:
 def words_of(entries: tuple[Entry, ...]) -> tuple[Word, ...]:
     """Decisions, in the ledger's order."""
     said = [(entry.seq, entry.body["decision"]) for entry in entries if entry.body.get("decision")]
-    names = ("outcome", "approver", "reason", "at", "plan_digest", "drift_digest")
+    names = ("outcome", "approver", "reason", "at", "plan_digest", "drift_digest", "key", "ticket")
     return tuple(Word(seq=seq, **{name: word.get(name) for name in names}) for seq, word in said)
 
 

@@ -29,6 +29,10 @@ class Word(Record):
     plan_digest: Digest
     drift_digest: Digest | None = None
     """Set when it is about a held edit."""
+    key: str | None = None
+    """Id of the key that signed it; None: a name that nobody checked."""
+    ticket: str | None = None
+    """Of an approval in an emergency (break-glass)."""
 
 
 class Judged(Record):

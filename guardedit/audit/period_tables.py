@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from guardedit.audit.period import EditLine, Evidence, Judged, LiveFact, PeriodAudit
+from guardedit.audit.period import EditLine, Evidence, Judged, LiveFact, PeriodAudit, Word
 from guardedit.audit.sheet import Cell, Code, Section, Table
 from guardedit.audit.words import VERDICTS, Sign, number, percent, quantity, score_title, short, visible, when
 from guardedit.records import EditRequest
@@ -121,17 +121,25 @@ def decisions(evidence: Evidence) -> Section:
     """Who said what on which plan."""
     rows = [
         (Code(e.plan_id), visible(w.outcome), visible(w.approver), visible(w.reason), when(w.at),
-         "the held copy" if w.drift_digest else "the plan", str(w.seq))
+         "the held copy" if w.drift_digest else "the plan", _hand(w), str(w.seq))
         for e in evidence.edits for w in e.decisions
     ]  # fmt: skip
     lead = "Each word is bound to the digest of a plan, and of the monitor's report where a copy was held."
-    head = ("Edit", "Word", "By", "Reason", "When", "About", "Ledger entry")
+    head = ("Edit", "Word", "By", "Reason", "When", "About", "Signed", "Ledger entry")
     return Section(
         "decisions",
         "Decisions",
         (lead,),
-        tables=table("Words on plans and held copies", head, rows, frozenset({6})),
+        tables=table("Words on plans and held copies", head, rows, frozenset({7})),
     )
+
+
+def _hand(word: Word) -> str:
+    """Whose hand a word is in."""
+    if word.outcome == "auto-approved":
+        return "the policy's own"
+    signed = f"key {word.key[:12]}" if word.key else "unsigned"
+    return f"{signed}, break-glass {visible(word.ticket)}" if word.ticket else signed
 
 
 def overrides(evidence: Evidence) -> Section:
