@@ -15,9 +15,9 @@ from guardedit.errors import (
 )
 from guardedit.gate.keys import require_signed
 from guardedit.pipeline.recovery import editing
-from guardedit.pipeline.signing import canonical_of, signer, trust
+from guardedit.pipeline.signing import signer, trust
 from guardedit.pipeline.workspace import Workspace
-from guardedit.records import Decision
+from guardedit.records import Decision, canonical
 
 REVIEW = "application/vnd.guardedit.review+json"
 
@@ -40,7 +40,7 @@ def checkpoint(workspace: Workspace, out: Path | None = None) -> dict[str, Any]:
         key=key.public.key_id if key else None,
     )
     path = out or workspace.home / "checkpoints" / f"{head.seq:06d}.json"
-    write_checkpoint(path, made, key.sign(canonical_of(made), CHECKPOINT) if key else None)
+    write_checkpoint(path, made, key.sign(canonical(made), CHECKPOINT) if key else None)
     return {**made.model_dump(mode="json"), "file": str(path), "signed": key is not None}
 
 
@@ -99,7 +99,7 @@ def review(workspace: Workspace, plan_id: str, note: str) -> dict[str, Any]:
         name = _reviewer(workspace, key.public.key_id, word)
         body = {"plan_id": plan_id, "edit_id": plan_id, "of": waiting[0]["seq"], "by": name,
                 "key": key.public.key_id, "note": note.strip(), "at": workspace.now().isoformat()}  # fmt: skip
-        workspace.ledger.append("reviewed", {**body, "envelope": key.sign(canonical_of(body), REVIEW)})
+        workspace.ledger.append("reviewed", {**body, "envelope": key.sign(canonical(body), REVIEW)})
     return body
 
 

@@ -25,9 +25,9 @@ from guardedit.gate.signatures import (
 from guardedit.gate.states import Event, State, advance
 from guardedit.gate.trust import Role
 from guardedit.pipeline.recovery import editing
-from guardedit.pipeline.signing import canonical_of, signer, trust
+from guardedit.pipeline.signing import signer, trust
 from guardedit.pipeline.workspace import Workspace
-from guardedit.records import Decision, Plan
+from guardedit.records import Decision, Plan, canonical
 
 REVIEW_DAYS = 3
 MIN_EMERGENCY_REASON = 20
@@ -168,7 +168,7 @@ def _record(
     key: PrivateKey | None,
 ) -> None:
     """One entry; it opens the gate when enough words are there."""
-    envelope = key.sign(canonical_of(word), DECISION) if key else None
+    envelope = key.sign(canonical(word), DECISION) if key else None
     body: dict[str, Any] = {
         "plan_id": plan_id, "edit_id": plan_id, "decision": word.model_dump(mode="json"), "envelope": envelope,
     }  # fmt: skip

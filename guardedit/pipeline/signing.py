@@ -12,6 +12,7 @@ from guardedit.gate.signatures import PROPOSAL, Proposal, Signed
 from guardedit.gate.trust import REVOKED, STATEMENT, TRUSTED, KeyStatement, Role, Trust
 from guardedit.pipeline.recovery import editing
 from guardedit.pipeline.workspace import Workspace
+from guardedit.records import canonical
 
 
 def folder_of(workspace: Workspace) -> Path:
@@ -65,7 +66,7 @@ def _record(workspace: Workspace, word: KeyStatement, kind: str) -> KeyStatement
         known.check(word)
         if known.owned:
             _require_owner(known, word)
-        envelope = key.sign(canonical_of(word), STATEMENT) if key else None
+        envelope = key.sign(canonical(word), STATEMENT) if key else None
         workspace.ledger.append(kind, {"statement": word.model_dump(mode="json"), "envelope": envelope})
     return word
 
@@ -79,13 +80,6 @@ def _require_owner(known: Trust, word: KeyStatement) -> None:
         ) from error
 
 
-def canonical_of(record: Any) -> bytes:
-    """The bytes that are signed."""
-    from guardedit.records import canonical
-
-    return canonical(record)
-
-
 def proposal(workspace: Workspace, plan_digest: str) -> dict[str, Any]:
     """The author's signature for the plan's entry, where a key was named. NeedsApprovalError where
     the key that was named has not the role; a key from the environment just does not sign."""
@@ -96,7 +90,7 @@ def proposal(workspace: Workspace, plan_digest: str) -> dict[str, Any]:
     made = Proposal(
         plan_digest=plan_digest, author=workspace.user, key=key.public.key_id, at=workspace.now().isoformat()
     )
-    envelope: Signed = key.sign(canonical_of(made), PROPOSAL)
+    envelope: Signed = key.sign(canonical(made), PROPOSAL)
     return {"proposal": {"statement": made.model_dump(mode="json"), "envelope": envelope}}
 
 
