@@ -151,7 +151,10 @@ def words_of(entries: tuple[Entry, ...]) -> tuple[Word, ...]:
     """Decisions, in the ledger's order."""
     said = [(entry.seq, entry.body["decision"]) for entry in entries if entry.body.get("decision")]
     names = ("outcome", "approver", "reason", "at", "plan_digest", "drift_digest", "key", "ticket")
-    return tuple(Word(seq=seq, **{name: word.get(name) for name in names}) for seq, word in said)
+    return tuple(
+        Word(seq=seq, own=word.get("own", False), **{name: word.get(name) for name in names})
+        for seq, word in said
+    )
 
 
 def _judged(judgement: Judgement) -> Judged:
@@ -192,7 +195,7 @@ def _overrides(source: Source, line: EditLine) -> tuple[Override, ...]:
             plan_id=line.plan_id,
             seq=word.seq,
             approver=word.approver,
-            own_plan=word.approver == line.proposer,
+            own_plan=word.own or word.approver == line.proposer,
             reason=word.reason,
             stage="postop" if word.drift_digest else "preop",
             broken=_broken(source, line.plan_id, word),

@@ -31,6 +31,8 @@ class Word(Record):
     """Set when it is about a held edit."""
     key: str | None = None
     """Id of the key that signed it; None: a name that nobody checked."""
+    own: bool = False
+    """The plan's author decided on it alone, by key where there is one."""
     ticket: str | None = None
     """Of an approval in an emergency (break-glass)."""
 
