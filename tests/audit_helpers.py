@@ -7,15 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import builders
+import pytest
 from stores import NAMES, make_store
 
+from guardedit.audit import period_report
 from guardedit.audit.ledger import Ledger
+from guardedit.audit.period import PeriodAudit
 from guardedit.config import Settings
 from guardedit.gate.approvals import decide
 from guardedit.pipeline.applying import read_report_facts
+from guardedit.pipeline.auditing import audit, period_of
 from guardedit.pipeline.workspace import Workspace
 from guardedit.records import AuditReport, EditRequest, Finding, Judgement, Plan, canonical, digest_of
 
+OPEN = period_of(None, None)
 START = datetime(2026, 11, 1, 8, tzinfo=UTC)
 EVENTS = {"auto-approved": "pass", "needs-approval": "ask", "blocked": "block"}
 EVIL = EditRequest(
@@ -120,3 +125,18 @@ def whole_story(folder: Path) -> Story:
     story.tell("rolled-back", "0007-crashed", event="roll-back", reason="the process ended", undone=False)
     story.tell("untracked", "0007-crashed", reason="MLflow was away")
     return story
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
+    return whole_story(tmp_path_factory.mktemp("story"))
+
+
+@pytest.fixture(scope="module")
+def made(story: Story) -> PeriodAudit:
+    return audit(story.workspace, OPEN)
+
+
+@pytest.fixture
+def files(made: PeriodAudit, tmp_path: Path) -> period_report.RenderedAudit:
+    return period_report.render(made, tmp_path / "audit")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import builders
 import pytest
-from audit_helpers import EVIL, Story, whole_story
+from audit_helpers import EVIL, OPEN, Story, files, made, story, whole_story
 
 from guardedit.audit import period_report, report
 from guardedit.audit.period import PeriodAudit, audit_of
@@ -15,23 +15,9 @@ from guardedit.errors import BadRequestError, IntegrityError
 from guardedit.pipeline.auditing import audit, period_of, verify_file
 from guardedit.records import canonical
 
+__all__ = ["files", "made", "story"]
+
 ROOT = Path(__file__).parent.parent
-OPEN = period_of(None, None)
-
-
-@pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
-    return whole_story(tmp_path_factory.mktemp("story"))
-
-
-@pytest.fixture(scope="module")
-def made(story: Story) -> PeriodAudit:
-    return audit(story.workspace, OPEN)
-
-
-@pytest.fixture
-def files(made: PeriodAudit, tmp_path: Path) -> period_report.RenderedAudit:
-    return period_report.render(made, tmp_path / "audit")
 
 
 def test_equal_evidence_gives_equal_bytes_in_another_home_and_at_another_time(

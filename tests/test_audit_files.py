@@ -9,7 +9,7 @@ from typing import Any
 
 import builders
 import pytest
-from audit_helpers import Story, whole_story
+from audit_helpers import OPEN, Story, files, made, story, whole_story
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pipeline_helpers import Home, home, request_of, run, world
@@ -19,28 +19,12 @@ from guardedit.audit.checking import check_digests, read_report
 from guardedit.audit.period import PeriodAudit, audit_of
 from guardedit.audit.schemas import KINDS, schema_text
 from guardedit.errors import GuardeditError, IntegrityError
-from guardedit.pipeline.auditing import audit, period_of, verify_file
+from guardedit.pipeline.auditing import audit, verify_file
 from guardedit.records import AuditReport, canonical
 
-__all__ = ["home", "world"]
+__all__ = ["files", "home", "made", "story", "world"]
 
 ROOT = Path(__file__).parent.parent
-OPEN = period_of(None, None)
-
-
-@pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
-    return whole_story(tmp_path_factory.mktemp("story"))
-
-
-@pytest.fixture(scope="module")
-def made(story: Story) -> PeriodAudit:
-    return audit(story.workspace, OPEN)
-
-
-@pytest.fixture
-def files(made: PeriodAudit, tmp_path: Path) -> period_report.RenderedAudit:
-    return period_report.render(made, tmp_path / "audit")
 
 
 def test_an_unchanged_file_is_borne_out_and_stays_so_when_the_ledger_grows(tmp_path: Path) -> None:

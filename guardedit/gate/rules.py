@@ -8,23 +8,21 @@ import string
 import tomllib
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import (
     Field,
-    SerializerFunctionWrapHandler,
     StrictBool,
     StrictFloat,
     StrictInt,
     StrictStr,
     ValidationError,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
 from guardedit.errors import PolicyError
-from guardedit.records import Level, Record, Scope, Stage, digest_of
+from guardedit.records import Grown, Level, Record, Scope, Stage, digest_of
 
 Op = Literal["<=", ">=", "==", "<", ">"]
 JudgedStage = Literal["preop", "postop"]
@@ -39,8 +37,10 @@ OP_WORDS: dict[str, str] = {
 PLACEHOLDERS = frozenset({"value", "limit", "op"})
 
 
-class Rule(Record):
+class Rule(Grown):
     """One limit on one metric."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"demands"})
 
     id: StrictStr = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     """Unique within the policy; findings name it."""
@@ -88,12 +88,6 @@ class Rule(Record):
         if self.demands is not None and self.judged_stage == "postop":
             raise ValueError("another form can only be asked for before the write, of a preop metric")
         return self
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `demands` where there is none: policies from before keep their digests."""
-        found: dict[str, Any] = plain(self)
-        return {name: value for name, value in found.items() if name != "demands" or value is not None}
 
     @property
     def judged_stage(self) -> JudgedStage:

@@ -57,15 +57,10 @@ def case_of(workspace: Workspace, plan: Plan, policy: Policy | None = None) -> C
         plan.digest,
         plan.author,
         proposer(entry, known),
-        policy or Policy.model_construct(**{**_USUAL, **entry.body.get("demands", {})}),
+        policy or Policy.model_construct(**entry.body.get("demands", {})),
         known,
         blocked=plan.judgement.outcome == "blocked",
     )
-
-
-_USUAL = {
-    "approvals": 1, "signed": False, "separate_approver": False, "profile": "solo", "approval_hours": 72.0,
-}  # fmt: skip
 
 
 def require_approved(
