@@ -18,6 +18,7 @@ from guardedit.cli.common import (
     emit,
     from_context,
 )
+from guardedit.cli.guarding import GUARD, evaluate_the_guard, guard_job
 
 if TYPE_CHECKING:
     from guardedit.evaluation.datasets import Asking
@@ -34,7 +35,8 @@ def evaluate(
         Path,
         typer.Argument(
             help="A CounterFact, zsRE, KnowEdit, MQuAKE or HalluEditBench file (.json, .jsonl, .jsonl.xz); or the "
-            "word ability: arithmetic, syllogisms and more on the live model, without an edit."
+            "word ability: arithmetic, syllogisms and more on the live model, without an edit; or the word guard: "
+            "edits whose damage is measured beside the guard's scores."
         ),
     ],
     editor: Annotated[
@@ -74,6 +76,17 @@ def evaluate(
         Path | None,
         typer.Option("--values", help="Folder in which solved values are kept, for other editors too."),
     ] = None,
+    facts: Annotated[Path | None, typer.Option("--facts", help="CounterFact, for guard.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the rows and the table, for guard.")
+    ] = None,
+    stratum: Annotated[
+        list[str] | None,
+        typer.Option("--stratum", help="known, unknown, adversarial, for guard. Repeatable."),
+    ] = None,
+    far: Annotated[
+        list[str] | None, typer.Option("--far", help="More far text, DOMAIN=FILE, for guard. Repeatable.")
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw quality against the number of edits (.svg).")
     ] = None,
@@ -91,6 +104,11 @@ def evaluate(
     asking = Asking(extras=tuple(also or ()), ability_items=items, blimp=blimp, text=text)
     if str(dataset) == ABILITY and not dataset.exists():
         _ability(options, asking, seed)
+        return
+    if str(dataset) == GUARD and not dataset.exists():
+        evaluate_the_guard(
+            options, guard_job(facts, out, editor, stratum, limit, seed, split or "train", far)
+        )
         return
     protocols = [Protocol(size, sequence) for size in batch or [1]]
     status = console().status("choosing cases")

@@ -1,0 +1,284 @@
+"""docs/evidence.md: what the guard's scores say of damage, from the committed table of tried edits.
+
+    python -m benchmarks.guard_evidence table OUT --to docs/data/guard_rows.parquet     (rows of `evaluate guard`)
+    python -m benchmarks.guard_evidence write docs/data/guard_rows.parquet --to docs/evidence.md
+
+`write` puts figures between the page's markers and draws docs/images/guard_*.svg; the words around them are written by
+hand and are to be read again after it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+
+from guardedit.evaluation.guard.adversarial import KINDS
+from guardedit.evaluation.guard.association import Figure
+from guardedit.evaluation.guard.command import gathered
+from guardedit.evaluation.guard.features import BEST, SETS
+from guardedit.evaluation.guard.findings import alone, avoided, combined_risk, fitted, gains, stopping
+from guardedit.evaluation.guard.fitting import OUTCOMES, cross_validated, fit_scope, log_damage
+from guardedit.evaluation.guard.frames import OUT, measured, read_rows, write_rows
+from guardedit.evaluation.guard.strata import KNOWN, UNKNOWN
+from guardedit.records import Scope
+from guardedit.risk.calibration import RiskModel
+
+SEED = 0
+SHOWN = 10
+ALSO = {
+    "near/lost_top1": "near, answers lost", "subject/lost_top1": "subject, answers lost",
+    "distractor/kl_nats": "neighbours behind the new fact", "object/kl_nats": "old and new object as subject",
+    "subject_chat/kl_nats": "subject, asked in a chat", "far/kl_nats/fiction": "far: fiction",
+    "far/kl_nats/encyclopedia": "far: encyclopedia", "far/kl_nats/python": "far: Python",
+    "far/kl_nats/chat": "far: chat", "far/kl_nats/arithmetic": "far: arithmetic",
+}  # fmt: skip
+Section = Callable[[pd.DataFrame], str]
+
+
+def natural(frame: pd.DataFrame, editor: str) -> pd.DataFrame:
+    """Natural edits of an editor with an outcome in every scope."""
+    rows = measured(frame, editor, (KNOWN, UNKNOWN))
+    there = [rows[f"{OUT}{outcome}"].notna() for outcome in OUTCOMES.values()]
+    return rows[np.logical_and.reduce(there)].reset_index(drop=True)
+
+
+def editors_of(frame: pd.DataFrame, fewest: int = 40) -> list[str]:
+    """Editors with enough natural edits, the one with most first."""
+    counts = {editor: len(natural(frame, editor)) for editor in sorted(set(frame["editor"]))}
+    return sorted((e for e, n in counts.items() if n >= fewest), key=lambda e: -counts[e])
+
+
+def shown(figure: Figure | dict[str, float] | None) -> str:
+    """A figure with its interval."""
+    if figure is None:
+        return "–"
+    value, low, high = (
+        (figure["value"], figure["low"], figure["high"])
+        if isinstance(figure, dict)
+        else (figure.value, figure.low, figure.high)
+    )
+    return f"{value:.2f} ({low:.2f} to {high:.2f})"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A markdown table."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+def section_counts(frame: pd.DataFrame) -> str:
+    """What was tried."""
+    found = frame.groupby(["editor", "stratum"]).agg(
+        edits=("case_id", "size"), refused=("error", lambda c: c.notna().sum())
+    )
+    rows = [[e, s, str(r.edits), str(r.refused)] for (e, s), r in found.iterrows()]
+    return table(("editor", "stratum", "edits", "not solved or not finite"), rows)
+
+
+def section_damage(frame: pd.DataFrame) -> str:
+    """How much damage there is to predict."""
+    rows = []
+    for editor in editors_of(frame):
+        for outcome in (*OUTCOMES.values(), *ALSO):
+            values = natural(frame, editor).get(f"{OUT}{outcome}", pd.Series(dtype=float)).dropna()
+            if len(values):
+                q = values.quantile([0.5, 0.9, 1.0])
+                rows.append([editor, outcome, str(len(values)), *(f"{v:.2g}" for v in q)])
+    return table(("editor", "outcome", "n", "median", "worst tenth from", "largest"), rows)
+
+
+def section_alone(frame: pd.DataFrame) -> str:
+    """Each score alone."""
+    parts = []
+    for editor in editors_of(frame):
+        rows = natural(frame, editor)
+        for scope, outcome in OUTCOMES.items():
+            found = [one for one in alone(rows, outcome, SEED) if one.spearman is not None]
+            body = [[f"`{one.score}`", shown(one.spearman), shown(one.auroc)] for one in found[:SHOWN]]
+            parts.append(
+                f"**{editor}, {scope}** (n {len(rows)})\n\n"
+                + table(("score", "Spearman", "AUROC, worst tenth"), body)
+            )
+    return "\n".join(parts)
+
+
+def section_sets(frame: pd.DataFrame) -> str:
+    """Sets of scores in the model."""
+    rows = []
+    for editor in editors_of(frame):
+        edits = natural(frame, editor)
+        for scope in OUTCOMES:
+            for name, features in SETS.items():
+                got = fitted(edits, scope, features, SEED)
+                inside = got["inside_relations"]
+                rows.append([
+                    editor, scope, name, shown(got["spearman"]), shown(got["auroc"]),
+                    f"{inside['value']:.2f}" if inside else "–", shown(got["brier_skill"]), shown(got["coverage"]),
+                ])  # fmt: skip
+    head = (
+        "editor",
+        "scope",
+        "scores",
+        "Spearman",
+        "AUROC, worst tenth",
+        "inside a relation",
+        "Brier skill",
+        "coverage of 90 %",
+    )
+    return table(head, rows)
+
+
+def section_gains(frame: pd.DataFrame) -> str:
+    """What SAE scores add."""
+    rows = [
+        [editor, scope, name, f"{g['value']:+.3f} ({g['low']:+.3f} to {g['high']:+.3f})"]
+        for editor in editors_of(frame)
+        for scope in OUTCOMES
+        for name, g in gains(natural(frame, editor), scope, SEED).items()
+    ]
+    return table(("editor", "scope", "gain", "value"), rows)
+
+
+def section_stopping(frame: pd.DataFrame) -> str:
+    """Damage avoided by stopping the riskiest fifth."""
+    rows = []
+    for editor in editors_of(frame):
+        found = stopping(natural(frame, editor), SETS[BEST], 0.2, SEED)
+        rows += [
+            [
+                editor,
+                scope,
+                *(f"{found[scope][k]:.2f}" for k in ("avoided", "own_model", "oracle")),
+                f"{found['share']:.2f}",
+            ]
+            for scope in OUTCOMES
+        ]
+    head = ("editor", "scope", "one combined number", "the scope's own", "oracle of the scope", "chance")
+    return table(head, rows)
+
+
+def section_adversarial(frame: pd.DataFrame) -> str:
+    """Edits that should not be proposed: damage beside natural ones, and what the model says of them."""
+    editor = editors_of(frame)[0]
+    rows = natural(frame, editor)
+    scopes = tuple(fit_scope(rows, scope, SETS[BEST], SEED) for scope in OUTCOMES)
+    model = RiskModel(
+        model="",
+        editor=editor,
+        layer=0,
+        protocol="",
+        seed=SEED,
+        scopes=scopes,
+        rows_digest="sha256:" + "0" * 64,
+    )
+    body = [_kind_row(kind, measured(frame, editor, (kind,)), model) for kind in KINDS]
+    body = [_kind_row("natural", rows, model), *(row for row in body if row)]
+    head = (
+        "kind",
+        "n",
+        "far, median nats",
+        "near",
+        "subject",
+        "outside the support",
+        "above the worst natural tenth",
+    )
+    return f"{editor}:\n\n" + table(head, body)
+
+
+def _kind_row(kind: str, rows: pd.DataFrame, model: RiskModel) -> list[str]:
+    if rows.empty:
+        return []
+    names = [c for c in rows.columns if c.startswith("pred.")]
+    outside = worst = 0
+    for _, row in rows.iterrows():
+        scores = {n.removeprefix("pred."): (None if pd.isna(row[n]) else float(row[n])) for n in names}
+        outside += any(one.value is None for one in model.expect(scores))
+        worst += any(row.get(f"{OUT}{s.outcome}", np.nan) > s.harm_nats for s in model.scopes)
+    medians = [rows[f"{OUT}{o}"].median() for o in OUTCOMES.values()]
+    n = len(rows)
+    return [
+        kind,
+        str(n),
+        *("–" if pd.isna(m) else f"{m:.2g}" for m in medians),
+        f"{outside / n:.2f}",
+        f"{worst / n:.2f}",
+    ]
+
+
+SECTIONS: dict[str, Section] = {
+    "counts": section_counts, "damage": section_damage, "alone": section_alone, "sets": section_sets,
+    "gains": section_gains, "stopping": section_stopping, "adversarial": section_adversarial,
+}  # fmt: skip
+
+
+def draw(frame: pd.DataFrame, folder: Path) -> None:
+    """Damage avoided against the share stopped, and expected against measured, by scope."""
+    matplotlib.use("svg")
+    from matplotlib import pyplot as plt
+
+    plt.rcParams.update({"svg.hashsalt": "guardedit", "font.size": 9})
+    edits = natural(frame, editors_of(frame)[0])
+    expected: dict[Scope, np.ndarray] = {
+        s: cross_validated(edits, s, SETS[BEST], SEED).log_expected for s in OUTCOMES
+    }
+    risk = combined_risk(expected)
+    fig, axes = plt.subplots(2, 3, figsize=(9, 5.6), layout="constrained")
+    shares = np.linspace(0, 1, len(edits) + 1)
+    for (scope, log), upper, lower in zip(expected.items(), *axes, strict=True):
+        measured_log = log_damage(edits, scope)
+        damage = np.exp(measured_log)
+        for curve, label in ((avoided(risk, damage), "combined"), (avoided(damage, damage), "oracle")):
+            upper.plot(shares, curve, label=label)
+        upper.plot([0, 1], [0, 1], ":", color="grey", label="chance")
+        upper.set(title=scope, xlabel="share of edits stopped", ylabel="damage avoided")
+        lower.loglog(np.exp(log), damage, ".", alpha=0.5)
+        ends = [
+            float(np.exp(min(log.min(), measured_log.min()))),
+            float(np.exp(max(log.max(), measured_log.max()))),
+        ]
+        lower.plot(ends, ends, ":", color="grey")
+        lower.set(xlabel="expected, nats", ylabel="measured, nats")
+    axes[0][0].legend()
+    folder.mkdir(parents=True, exist_ok=True)
+    fig.savefig(folder / "guard_rome.svg", metadata={"Date": None})
+
+
+def write(frame: pd.DataFrame, page: Path) -> None:
+    """Put every section between its markers."""
+    text = page.read_text("utf-8")
+    for name, section in SECTIONS.items():
+        mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        if not mark.search(text):
+            raise SystemExit(f"{page} has no markers for {name!r}: <!-- {name} --> … <!-- end -->")
+        body = section(frame)
+        text = mark.sub(lambda m, body=body: f"{m[1]}{body}{m[2]}", text)
+    page.write_text(text, "utf-8")
+    draw(frame, page.parent / "images")
+
+
+def main() -> None:
+    """Parse and run one step."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    steps = parser.add_subparsers(dest="step", required=True)
+    for name in ("table", "write"):
+        step = steps.add_parser(name)
+        step.add_argument("source", type=Path)
+        step.add_argument("--to", type=Path, required=True)
+    args: Any = parser.parse_args()
+    if args.step == "table":
+        write_rows(gathered(args.source), args.to)
+    else:
+        write(read_rows(args.source), args.to)
+
+
+if __name__ == "__main__":
+    main()

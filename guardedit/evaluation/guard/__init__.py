@@ -1,0 +1,1 @@
+"""The benchmark of the guard itself: does what is measured before an edit predict the damage after it?"""

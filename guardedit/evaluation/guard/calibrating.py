@@ -1,0 +1,48 @@
+"""From a table of tried edits to the risk model that plans are judged with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from guardedit.errors import BadRequestError
+from guardedit.evaluation.guard.features import BEST, SETS
+from guardedit.evaluation.guard.findings import fitted
+from guardedit.evaluation.guard.fitting import OUTCOMES, fit_scope, groups_of
+from guardedit.evaluation.guard.frames import measured, rows_digest
+from guardedit.evaluation.guard.strata import KNOWN, UNKNOWN
+from guardedit.risk.calibration import RiskModel
+
+FEWEST = 40
+"""Edits below which no model is fitted."""
+LAYER_UNKNOWN = -1
+
+
+def calibrated(
+    frame: pd.DataFrame, model: str, editor: str, seed: int = 0, layer: int = LAYER_UNKNOWN
+) -> tuple[RiskModel, dict[str, Any]]:
+    """The model fitted on an editor's natural edits, and its figures on relations that it has not seen.
+
+    Adversarial edits stay out: they are to be found outside the calibration's support, not to widen it. Raises
+    BadRequestError for too few edits or relations.
+    """
+    natural = measured(frame, editor, (KNOWN, UNKNOWN))
+    natural = natural[natural["out.near/kl_nats"].notna()].reset_index(drop=True)
+    if len(natural) < FEWEST or len(set(groups_of(natural))) < 5:
+        raise BadRequestError(
+            f"{len(natural)} edits of {editor} in {len(set(groups_of(natural)))} relations; a risk model needs "
+            f"{FEWEST} in five: guardedit evaluate guard --editor {editor} --limit {FEWEST}"
+        )
+    scopes = tuple(fit_scope(natural, scope, SETS[BEST], seed) for scope in OUTCOMES)
+    found = RiskModel(
+        model=model, editor=editor, layer=layer, seed=seed, scopes=scopes, rows_digest=rows_digest(natural),
+        protocol=f"{len(natural)} natural edits, known and unknown facts; folds by relation; outcomes on prompts and "
+        "text that no score saw",
+    )  # fmt: skip
+    figures: dict[str, Any] = {
+        one.scope: fitted(natural, one.scope, SETS[BEST], seed)
+        | {"weights": {t.score: round(t.weight, 4) for t in sorted(one.terms, key=lambda t: -abs(t.weight))}}
+        for one in scopes
+    }
+    return found, figures

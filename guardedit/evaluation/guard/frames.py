@@ -1,0 +1,70 @@
+"""Rows of the guard benchmark as a table: flat columns, one parquet file, read back the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from guardedit.errors import BadRequestError
+from guardedit.records import digest_of_bytes
+
+PRED, OUT = "pred.", "out."
+_PLAIN = (
+    "editor", "stratum", "case_id", "subject", "relation", "target_new", "target_true", "error", "p_new", "seconds",
+    "seconds_solving",
+)  # fmt: skip
+
+
+def to_frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """One line a row; a score or an outcome is a column `pred.<name>` or `out.<group>/<metric>`. Sorted by what a row
+    is about, so that the order of measuring does not show."""
+    flat = [
+        {name: row.get(name) for name in _PLAIN}
+        | {f"{PRED}{name}": value for name, value in row.get("predictors", {}).items()}
+        | {f"{OUT}{name}": value for name, value in row.get("outcomes", {}).items()}
+        for row in rows
+    ]
+    if not flat:
+        raise BadRequestError("no edit has been tried yet: there is nothing to put into a table")
+    frame = pd.DataFrame(flat)
+    numbers = [name for name in frame.columns if name.startswith((PRED, OUT))]
+    frame[numbers] = frame[numbers].astype("float64")
+    ordered = [*_PLAIN, *sorted(numbers)]
+    return frame[ordered].sort_values(["editor", "stratum", "case_id"], ignore_index=True)
+
+
+def write_rows(frame: pd.DataFrame, path: Path) -> None:
+    """Write the table, compressed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame.to_parquet(path, compression="zstd", index=False)
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """Read a table. Raises BadRequestError where there is none, or it is no table of edits."""
+    if not path.is_file():
+        raise BadRequestError(
+            f"there is no table {path}; make one with: guardedit evaluate guard --facts FILE --out {path}"
+        )
+    try:
+        frame = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise BadRequestError(f"{path} is no parquet table: {error}") from error
+    missing = [name for name in ("editor", "stratum", "case_id") if name not in frame.columns]
+    if missing:
+        raise BadRequestError(f"{path} is no table of the guard benchmark: it has no column {missing[0]!r}")
+    return frame
+
+
+def rows_digest(frame: pd.DataFrame) -> str:
+    """Of what was measured; seconds are left out."""
+    kept = frame.drop(columns=[name for name in frame.columns if name.startswith("seconds")])
+    return digest_of_bytes(kept.to_csv(index=False, float_format="%.9g").encode())
+
+
+def measured(frame: pd.DataFrame, editor: str, strata: Iterable[str]) -> pd.DataFrame:
+    """The edits of one editor in some strata that could be solved and measured."""
+    chosen = frame[(frame["editor"] == editor) & frame["stratum"].isin(list(strata)) & frame["error"].isna()]
+    return chosen.reset_index(drop=True)

@@ -1,0 +1,178 @@
+"""One edit, solved, scored by the guard and measured where the guard did not look; nothing is written to the model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from guardedit.audit.files import write_atomic
+from guardedit.editors import EDITORS
+from guardedit.edits.deltas import EditDelta, encode
+from guardedit.edits.inputs import SolveInputs
+from guardedit.errors import BadRequestError, GuardeditError, SolveError
+from guardedit.evaluation.datasets import with_contexts
+from guardedit.evaluation.guard.far_sample import FarSample
+from guardedit.evaluation.guard.outcome_prompts import Neighbours, named, outcome_prompts
+from guardedit.evaluation.guard.predictors import guard_scores, seen_by_the_guard, trivial
+from guardedit.evaluation.guard.strata import Chosen
+from guardedit.evaluation.rowfile import RowFile
+from guardedit.models.hooks import key_hook
+from guardedit.pipeline.asking import complete
+from guardedit.pipeline.measuring import key_layer, risk_contexts
+from guardedit.pipeline.workspace import Workspace
+from guardedit.records import EditRequest, RiskReport
+from guardedit.risk.compare import Compared, compare
+from guardedit.risk.context import RiskContext
+from guardedit.risk.key_view import views_of
+from guardedit.risk.measure import measure
+from guardedit.risk.rehearsal import RehearsalView
+
+NAMED = 5
+"""Neighbours that the request names, as a careful proposer would; the outcome is measured on others."""
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the rows of one editor are made with."""
+
+    workspace: Workspace
+    editor: str
+    pool: Neighbours
+    seed: int = 0
+    more_far: Mapping[str, Sequence[str]] | None = None
+    deltas: Path | None = None
+    """Folder in which the solved deltas are kept, for other measurements of the same edits."""
+
+    @cached_property
+    def settings(self) -> Any:
+        """The kit's, with the label contexts drawn."""
+        return with_contexts(self.workspace.handle, self.workspace.kit.settings(self.editor), self.seed)
+
+    @cached_property
+    def layers(self) -> tuple[int, ...]:
+        """Layers that the editor writes, the one that is screened first."""
+        own = getattr(self.settings, "layers", None) or (self.settings.layer,)
+        first = key_layer(self.workspace, self.settings)
+        return (first, *(layer for layer in own if layer != first))
+
+    @cached_property
+    def contexts(self) -> dict[int, RiskContext]:
+        """What the guard measures with, as a plan would have it."""
+        known = [one for one in self.layers if key_hook(one) in self.workspace.kit.second_moments]
+        return risk_contexts(self.workspace, known)
+
+    @cached_property
+    def far(self) -> FarSample:
+        """Control text that the guard did not calibrate on."""
+        return FarSample.of(self.workspace.handle, min(self.layers), self.seed, self.more_far)
+
+    def header(self) -> dict[str, Any]:
+        """What the rows belong to."""
+        return {
+            "model_digest": self.workspace.handle.digest(),
+            "editor": self.editor,
+            "seed": self.seed,
+            "far": self.far.digest,
+            "statistics": dict(self.workspace.kit.digests),
+        }
+
+
+def run_rows(
+    bench: Bench, edits: Iterable[Chosen], rows: RowFile, progress: Progress | None = None
+) -> list[dict[str, Any]]:
+    """A row an edit, those that are there not again. An edit that cannot be solved is a row that says so."""
+    done = rows.load()
+    known = {(row["stratum"], row["case_id"]) for row in done}
+    todo = [one for one in edits if (one.stratum, one.case.case_id) not in known]
+    for number, one in enumerate(todo, start=1):
+        row = one_row(bench, one)
+        rows.append(row)
+        done.append(row)
+        if progress is not None:
+            progress(f"trying {bench.editor}", number, len(todo))
+    return done
+
+
+def one_row(bench: Bench, one: Chosen) -> dict[str, Any]:
+    """Solve one edit, score it and measure it."""
+    started = time.process_time()
+    handle, case = bench.workspace.handle, one.case
+    row: dict[str, Any] = {
+        "stratum": one.stratum,
+        "case_id": case.case_id,
+        "editor": bench.editor,
+        "error": None,
+    }
+    try:
+        request = named(complete(handle, case.request), bench.pool, NAMED, bench.seed)
+        row |= {
+            "subject": request.subject, "relation": request.prompt,
+            "target_new": request.target_new, "target_true": request.target_true,
+        }  # fmt: skip
+        bare = request.model_copy(update={"neighborhood": ()})
+        inputs = SolveInputs(bench.workspace.kit.second_moments, bench.seed, bench.workspace.kit.saes)
+        delta = EDITORS[bench.editor].solve(handle, (bare,), bench.settings, inputs)
+    except (SolveError, BadRequestError) as error:
+        return row | {"error": str(error), "seconds": time.process_time() - started}
+    row["seconds_solving"] = time.process_time() - started
+    _keep(bench, one, delta)
+    return row | _measured(bench, request, delta) | {"seconds": time.process_time() - started}
+
+
+def _keep(bench: Bench, one: Chosen, delta: EditDelta) -> None:
+    if bench.deltas is not None:
+        bench.deltas.mkdir(parents=True, exist_ok=True)
+        write_atomic(bench.deltas / f"{one.stratum}-{one.case.case_id}.safetensors", encode(delta))
+
+
+def _measured(bench: Bench, request: EditRequest, delta: EditDelta) -> dict[str, Any]:
+    report, view = _risk(bench, request, delta)
+    seen, about = seen_by_the_guard(view)
+    handle = bench.workspace.handle
+    near = [probe.prompt for one in view.views for probe in one.near.probes]
+    simple = trivial(handle, request, near, view.context.layer)
+    prompts = outcome_prompts(handle, request, bench.pool, seen, about, bench.seed)
+    texts, groups = prompts.flat()
+    try:
+        compared = compare(handle, delta, texts, ["near"] * len(texts))
+        far = bench.far.moves(delta)
+    except (FloatingPointError, GuardeditError) as error:
+        return {"error": str(error)}
+    return {
+        "predictors": {**guard_scores(report), **simple},
+        "outcomes": {**_by_group(compared, groups), **{f"far/{name}": value for name, value in far.items()}},
+        "seconds_scoring": dict(report.seconds),
+        "p_new": next(s.value for s in report.scores if s.name == "rehearsed_p_new"),
+    }
+
+
+def _risk(bench: Bench, request: EditRequest, delta: EditDelta) -> tuple[RiskReport, RehearsalView]:
+    """The report that a plan of this edit would hold, and the prompts that it rests on."""
+    first, *rest = bench.layers
+    context = bench.contexts[first]
+    views = views_of(context, [request])
+    others = [bench.contexts[layer] for layer in rest if layer in bench.contexts]
+    return measure(context, [request], delta, others, views), RehearsalView(context, views, delta)
+
+
+def _by_group(compared: Sequence[Compared], groups: Sequence[str]) -> dict[str, float | int]:
+    """Mean KL, worst KL and lost top-1 answers of each group, with the number of its prompts."""
+    found: dict[str, list[Compared]] = {}
+    for one, group in zip(compared, groups, strict=True):
+        found.setdefault(group, []).append(one)
+    values: dict[str, float | int] = {}
+    for group, several in found.items():
+        kls = [one.kl_nats for one in several]
+        values |= {
+            f"{group}/kl_nats": sum(kls) / len(kls),
+            f"{group}/kl_max_nats": max(kls),
+            f"{group}/lost_top1": sum(one.top_before != one.top_after for one in several) / len(several),
+            f"{group}/n": len(several),
+        }
+    return values

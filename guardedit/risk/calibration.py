@@ -1,0 +1,148 @@
+"""From scores to expected damage: a small monotone model, fitted on edits whose damage was measured, all in numbers.
+
+log damage = intercept + Σ weight · z, where z is a score (its logarithm where it spans decades), centred and scaled.
+Weights of scores that mean more risk are never negative. Beside the expectation stand a conformal interval (Lei et al.
+2018, "Distribution-Free Predictive Inference for Regression", split form with out-of-fold residuals) and the
+probability that the damage is among the worst tenth of those that the model was fitted on. Outside the range of scores
+that it was fitted on, the model has no opinion.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from guardedit.errors import IntegrityError
+from guardedit.records import Digest, Record, Scope, canonical, digest_of_bytes
+
+SLACK = 0.05
+"""A score may lie this share of the fitted range outside of it before the model declines."""
+
+
+class Term(Record):
+    """One score's part in the sum."""
+
+    score: str
+    transform: Literal["log", "identity"]
+    centre: float
+    scale: float
+    weight: float
+    low: float
+    """The least value, transformed, among the edits fitted on."""
+    high: float
+
+    def transformed(self, value: float) -> float:
+        """The score as it enters the sum; raises ValueError for the logarithm of what is not positive."""
+        if self.transform == "identity":
+            return value
+        if value <= 0:
+            raise ValueError(f"{self.score} is {value}; its logarithm is not defined")
+        return math.log(value)
+
+    def part(self, value: float) -> float:
+        """weight · z."""
+        return self.weight * (self.transformed(value) - self.centre) / self.scale
+
+    def supports(self, value: float) -> bool:
+        """Whether edits with such a score were among those fitted on."""
+        room = SLACK * (self.high - self.low)
+        return self.low - room <= self.transformed(value) <= self.high + room
+
+
+class ScopeModel(Record):
+    """Expected damage in one scope."""
+
+    scope: Scope
+    outcome: str
+    """What was measured, e.g. "near/kl_nats"; the unit is nats."""
+    terms: tuple[Term, ...]
+    intercept: float
+    half_width: float
+    """Of the conformal interval, in log units: this share of new edits of the same kind lies inside at `level`."""
+    level: float
+    harm_nats: float
+    """The worst tenth of the edits fitted on lie above."""
+    slope: float
+    """Of the logistic curve from expected log damage to the probability of harm."""
+    offset: float
+    n: int
+
+
+class Expectation(Record):
+    """What the model says of one edit in one scope; no value where it has no opinion."""
+
+    scope: Scope
+    outcome: str
+    value: float | None
+    """Nats."""
+    low: float | None = None
+    high: float | None = None
+    p_harm: float | None = None
+    reason: str | None = None
+
+
+class RiskModel(Record):
+    """A model per scope, and what it was fitted on."""
+
+    model: str
+    editor: str
+    layer: int
+    protocol: str
+    seed: int
+    scopes: tuple[ScopeModel, ...]
+    rows_digest: Digest
+    """Of the measured edits."""
+
+    @property
+    def digest(self) -> str:
+        """Of the canonical bytes."""
+        return digest_of_bytes(canonical(self))
+
+    def expect(self, scores: Mapping[str, float | None]) -> tuple[Expectation, ...]:
+        """The expected damage of an edit with these scores, scope by scope."""
+        return tuple(_expect(one, scores) for one in self.scopes)
+
+    @classmethod
+    def load(cls, path: Path) -> RiskModel:
+        """Read a model; raises IntegrityError where the file cannot be read."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise IntegrityError(
+                f"the risk model {path} cannot be read: {error}; fit it again: guardedit calibrate"
+            ) from error
+
+
+def _expect(model: ScopeModel, scores: Mapping[str, float | None]) -> Expectation:
+    reason = _objection(model, scores)
+    if reason is not None:
+        return Expectation(scope=model.scope, outcome=model.outcome, value=None, reason=reason)
+    log = model.intercept + math.fsum(t.part(scores[t.score] or 0.0) for t in model.terms)
+    return Expectation(
+        scope=model.scope,
+        outcome=model.outcome,
+        value=math.exp(log),
+        low=math.exp(log - model.half_width),
+        high=math.exp(log + model.half_width),
+        p_harm=1 / (1 + math.exp(-(model.slope * log + model.offset))),
+    )
+
+
+def _objection(model: ScopeModel, scores: Mapping[str, float | None]) -> str | None:
+    """Why there is no opinion, if so."""
+    for term in model.terms:
+        value = scores.get(term.score)
+        if value is None or not math.isfinite(value):
+            return f"{term.score} has no value"
+        if term.transform == "log" and value <= 0:
+            return f"{term.score} is {value:.3g}, outside the calibration's support"
+        if not term.supports(value):
+            low, high = (math.exp(b) if term.transform == "log" else b for b in (term.low, term.high))
+            return (
+                f"{term.score} is {value:.3g}, outside the calibration's support of {low:.3g} to {high:.3g}"
+            )
+    return None

@@ -1,0 +1,371 @@
+"""The guard's own benchmark: what it measures is not what the guard saw, and its figures are those of the textbooks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from evaluation_helpers import nudge
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pipeline_helpers import FACTS, Home, home, request_of, world
+from scipy.stats import spearmanr
+from sklearn.metrics import roc_auc_score
+
+from guardedit.errors import BadRequestError, StaleError
+from guardedit.evaluation.cases import EvalCase
+from guardedit.evaluation.guard.adversarial import KINDS, adversarial
+from guardedit.evaluation.guard.association import auroc_worst, figure, gain, spearman
+from guardedit.evaluation.guard.calibrating import calibrated
+from guardedit.evaluation.guard.far_sample import FarSample, looked_at
+from guardedit.evaluation.guard.features import SETS, Feature
+from guardedit.evaluation.guard.findings import avoided, combined_risk
+from guardedit.evaluation.guard.fitting import conformal, cross_validated, fit_line, fit_scope
+from guardedit.evaluation.guard.frames import read_rows, rows_digest, to_frame, write_rows
+from guardedit.evaluation.guard.outcome_prompts import Neighbours, named, outcome_prompts
+from guardedit.evaluation.guard.predictors import seen_by_the_guard
+from guardedit.evaluation.guard.rows import Bench, run_rows
+from guardedit.evaluation.guard.strata import Chosen, chosen_edits
+from guardedit.evaluation.rowfile import RowFile
+from guardedit.models.handle import ModelHandle
+from guardedit.risk.calibration import RiskModel, Term
+
+__all__ = ["home", "world"]
+
+CASES = tuple(
+    EvalCase(case_id=str(number), request=request_of(number, target_true="Oslo"))
+    for number in range(len(FACTS))
+)
+
+
+def made_rows(n: int = 120, relations: int = 12, seed: int = 0) -> pd.DataFrame:
+    """Edits whose damage follows one known score a scope, with noise, and other scores that say nothing."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for number in range(n):
+        far, near, subject, idle = rng.normal(size=4)
+        predictors = {
+            "leakage_share": np.exp(far), "near_interference": np.exp(near), "rehearsed_subject_kl": np.exp(subject),
+            "key_leakage": np.exp(idle), "latent_leak": np.exp(far + 0.1 * rng.normal()), "sae_view": rng.random(),
+        }  # fmt: skip
+        outcomes = {
+            "far/kl_nats": np.exp(far - 7 + 0.3 * rng.normal()), "near/kl_nats": np.exp(near - 4 + 0.3 * rng.normal()),
+            "subject/kl_nats": np.exp(subject + 0.3 * rng.normal()),
+        }  # fmt: skip
+        rows.append({
+            "editor": "rome", "stratum": "known", "case_id": f"{number:04d}", "relation": f"r{number % relations}",
+            "predictors": {k: float(v) for k, v in predictors.items()},
+            "outcomes": {k: float(v) for k, v in outcomes.items()}, "seconds": float(rng.random()),
+        })  # fmt: skip
+    return to_frame(rows)
+
+
+@pytest.fixture(scope="module")
+def rows() -> pd.DataFrame:
+    return made_rows()
+
+
+# -- far text
+
+
+def test_no_change_moves_no_far_text(tiny_llama: ModelHandle) -> None:
+    sample = FarSample.of(tiny_llama, 1, n_tokens=64)
+    moved = sample.moves(nudge(0.0)(tiny_llama, (request_of(),)))
+    assert all(value == 0 for name, value in moved.items() if "lost" in name)
+    assert all(abs(value) < 1e-6 for value in moved.values())
+
+
+def test_far_damage_is_that_of_two_whole_forward_passes(tiny_llama: ModelHandle) -> None:
+    from guardedit.edits.deltas import rehearsed
+
+    delta = nudge(0.05)(tiny_llama, (request_of(),))
+    sample = FarSample.of(
+        tiny_llama, 2, n_tokens=64, more={"own": ["Paris is in France and Rome in Italy. " * 8]}
+    )
+    kls: dict[str, list[float]] = {}
+    for batch in sample.batches:
+        chosen = looked_at(batch.mask)
+        with torch.no_grad():
+            before = (
+                tiny_llama.logits_at(tiny_llama.hidden(batch.ids, batch.mask), chosen)
+                .double()
+                .log_softmax(-1)
+            )
+            with rehearsed(tiny_llama, delta):
+                after = (
+                    tiny_llama.logits_at(tiny_llama.hidden(batch.ids, batch.mask), chosen)
+                    .double()
+                    .log_softmax(-1)
+                )
+        for domain, kl in zip(batch.domains, (before.exp() * (before - after)).sum(-1).tolist(), strict=True):
+            kls.setdefault(domain, []).append(kl)
+    moved = sample.moves(delta)
+    assert moved["kl_nats/own"] == pytest.approx(np.mean(kls["own"]), rel=1e-3)
+    assert moved["kl_nats"] == pytest.approx(np.mean([np.mean(one) for one in kls.values()]), rel=1e-3)
+
+
+def test_looked_at_positions_are_followed_by_a_real_token() -> None:
+    mask = torch.tensor([[1] * 7 + [0] * 3, [1] * 10])
+    assert looked_at(mask).nonzero().tolist() == [[0, 2], [0, 5], [1, 2], [1, 5], [1, 8]]
+
+
+# -- prompts
+
+
+def test_outcome_prompts_and_neighbours_are_none_that_the_guard_saw(home: Home) -> None:
+    guard = home.guard()
+    far_away = [
+        EvalCase(case_id=who, request=request_of(2, subject=who, target_true="Oslo"))
+        for who in ("Zembla", "Ruritania", "Freedonia", "Sylvania")
+    ]
+    pool = Neighbours.of([*CASES, *far_away])
+    bench = Bench(guard, "rome", pool)
+    request = named(CASES[2].request, pool, 2, 0)
+    assert len(request.neighborhood) == 2
+    from guardedit.risk.key_view import views_of
+    from guardedit.risk.rehearsal import RehearsalView
+
+    context = bench.contexts[bench.layers[0]]
+    view = RehearsalView(context, views_of(context, [request]), nudge(0.01)(guard.handle, (request,)))
+    seen, about = seen_by_the_guard(view)
+    found = outcome_prompts(guard.handle, request, pool, seen, about, 0)
+    rehearsed_texts = {one.prompt for own in view.compared for one in own}
+    assert rehearsed_texts <= set(seen)
+    prompts, groups = found.flat()
+    assert not set(prompts) & set(seen)
+    assert set(groups) >= {"subject", "near"}
+    assert not any(who in prompt for prompt in found.groups["near"] for who in ("France", *about) if who)
+
+
+def test_neighbours_are_others_of_the_relation_those_with_the_old_object_first() -> None:
+    cases = [
+        EvalCase(case_id=str(i), request=request_of(2, subject=who, target_true=what))
+        for i, (who, what) in enumerate(
+            (
+                ("France", "Oslo"),
+                ("Norway", "Oslo"),
+                ("Peru", "Lima"),
+                ("New France", "Oslo"),
+                ("Chile", "Lima"),
+            )
+        )
+    ]
+    found = Neighbours.of(cases).around(cases[0].request, 0)
+    assert found[0] == "Norway"
+    assert sorted(found[1:]) == ["Chile", "Peru"]
+    assert "New France" not in found
+
+
+def test_every_kind_of_adversarial_edit_has_a_dozen_with_one_blank_and_is_in_every_prefix() -> None:
+    assert all(
+        len(rows) == 12 and all(prompt.count("{}") == 1 for prompt, _, _ in rows) for rows in KINDS.values()
+    )
+    first = [one.stratum for one in chosen_edits(None, None, "adversarial", len(KINDS))]  # type: ignore[arg-type]
+    assert sorted(first) == sorted(KINDS)
+    assert len({case.case_id for _, case in adversarial()}) == 12 * len(KINDS)
+
+
+# -- rows
+
+
+def test_a_run_that_was_cut_off_goes_on_and_measures_nothing_twice(home: Home, tmp_path: Path) -> None:
+    guard = home.guard()
+    bench = Bench(guard, "rome", Neighbours.of(CASES), deltas=tmp_path / "deltas")
+    edits = [Chosen("known", case) for case in CASES[:2]]
+    before = guard.handle.digest()
+    path = tmp_path / "rows.jsonl"
+    first = run_rows(bench, edits[:1], RowFile(path, bench.header()))
+    both = run_rows(bench, edits, RowFile(path, bench.header()))
+    assert both[0] == first[0]
+    assert [row["case_id"] for row in both] == ["0", "1"]
+    assert guard.handle.digest() == before
+    assert {"leakage", "hidden_cosine"} <= both[1]["predictors"].keys()
+    assert {"subject/kl_nats", "far/kl_nats", "far/kl_nats/python"} <= both[1]["outcomes"].keys()
+    assert len(list((tmp_path / "deltas").iterdir())) == 2
+    with pytest.raises(StaleError, match="differs in"):
+        run_rows(bench, edits, RowFile(path, bench.header() | {"seed": 1}))
+
+
+def test_an_edit_that_cannot_be_solved_is_a_row_that_says_so(home: Home, tmp_path: Path) -> None:
+    guard = home.guard()
+    answered = request_of(0, target_true=None, target_new="x" * 3000)
+    bench = Bench(guard, "rome", Neighbours.of(CASES))
+    odd = EvalCase(case_id="odd", request=answered)
+    (row,) = run_rows(bench, [Chosen("known", odd)], RowFile(tmp_path / "rows.jsonl", bench.header()))
+    frame = to_frame([row])
+    assert frame["error"].notna().all() == (row["error"] is not None)
+
+
+# -- the table
+
+
+def test_the_table_reads_back_as_it_was_and_its_digest_knows_no_seconds_and_no_order(
+    rows: pd.DataFrame, tmp_path: Path
+) -> None:
+    write_rows(rows, tmp_path / "a.parquet")
+    again = read_rows(tmp_path / "a.parquet")
+    pd.testing.assert_frame_equal(rows, again)
+    assert rows_digest(again.assign(seconds=1.0)) == rows_digest(rows)
+    assert rows_digest(again.assign(subject="x")) != rows_digest(rows)
+
+
+def test_what_is_no_table_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadRequestError, match="no table"):
+        read_rows(tmp_path / "none.parquet")
+    (tmp_path / "odd.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(BadRequestError, match="no parquet table"):
+        read_rows(tmp_path / "odd.parquet")
+    pd.DataFrame({"a": [1]}).to_parquet(tmp_path / "other.parquet")
+    with pytest.raises(BadRequestError, match="'editor'"):
+        read_rows(tmp_path / "other.parquet")
+
+
+# -- statistics
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 99)), min_size=20, max_size=60))
+@settings(max_examples=60, deadline=None)
+def test_rank_statistics_are_those_of_the_libraries(pairs: list[tuple[int, int]]) -> None:
+    x, y = (np.array(column, dtype=float) for column in zip(*pairs, strict=True))
+    if x.std() and y.std():
+        assert spearman(x, y) == pytest.approx(spearmanr(x, y).statistic)
+    worst = y > np.quantile(y, 0.9)
+    if worst.any() and not worst.all():
+        assert auroc_worst(x, y) == pytest.approx(roc_auc_score(worst, x))
+
+
+def test_an_interval_resamples_whole_groups() -> None:
+    x = np.arange(40.0)
+    one_group_each = figure(spearman, x, x + np.tile([0, 9], 20), np.arange(40))
+    one_group = figure(spearman, x, x + np.tile([0, 9], 20), np.zeros(40))
+    assert one_group_each and one_group
+    assert one_group.low == one_group.high == pytest.approx(one_group.value)
+    assert one_group_each.low < one_group_each.value < one_group_each.high
+    same = gain(spearman, x, x, x[::-1].copy(), np.arange(40))
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+
+
+def test_stopping_avoids_between_chance_and_the_oracle() -> None:
+    damage = np.exp(np.random.default_rng(0).normal(size=50))
+    assert avoided(damage, damage)[0] == 0
+    assert avoided(damage, damage)[-1] == pytest.approx(1)
+    some = combined_risk({"far": np.log(damage), "near": np.random.default_rng(1).normal(size=50)})
+    assert (avoided(damage, damage) >= avoided(some, damage) - 1e-12).all()
+
+
+# -- the model
+
+
+def test_the_model_finds_what_the_damage_follows_and_gives_no_weight_the_wrong_sign(
+    rows: pd.DataFrame,
+) -> None:
+    model = fit_scope(rows, "near", SETS["with SAE, rehearsed"])
+    weights = {term.score: term.weight for term in model.terms}
+    assert max(weights, key=lambda name: abs(weights[name])) == "near_interference"
+    assert weights["near_interference"] == pytest.approx(1, abs=0.2)
+    assert all(weights.get(name, 0) >= 0 for name in ("leakage_share", "near_interference", "key_leakage"))
+    turned = rows.assign(**{"pred.near_interference": 1 / rows["pred.near_interference"]})
+    assert "near_interference" not in {term.score for term in fit_scope(turned, "near", SETS["no SAE"]).terms}
+
+
+def test_unseen_relations_are_covered_as_the_level_says_and_probabilities_beat_the_base_rate() -> None:
+    many = made_rows(300, 30, seed=1)
+    said = cross_validated(many, "far", SETS["no SAE"])
+    observed = np.log(many["out.far/kl_nats"].to_numpy())
+    covered = np.abs(observed - said.log_expected) <= said.half_width
+    assert abs(covered.mean() - 0.9) < 2 * np.sqrt(0.9 * 0.1 / 300) + 0.01
+    harmful = np.exp(observed) > said.harm_nats
+    assert np.mean((said.p_harm - harmful) ** 2) < np.mean((0.1 - harmful) ** 2)
+
+
+def test_no_fold_sees_its_own_relations() -> None:
+    """Damage that belongs to the relation alone cannot be predicted on relations that were left out."""
+    frame = made_rows(120, 12)
+    shift = {f"r{i}": v for i, v in enumerate(np.random.default_rng(3).normal(size=12))}
+    own = frame["relation"].map(shift)
+    frame = frame.assign(**{"out.far/kl_nats": np.exp(own), "pred.sae_view": own.rank()})
+    noisy = frame.assign(**{"pred.sae_view": np.random.default_rng(4).normal(size=120)})
+    said = cross_validated(noisy, "far", (Feature("sae_view", "either", log=False),))
+    assert abs(spearman(said.log_expected, own.to_numpy())) < 0.5
+
+
+def test_conformal_takes_the_rank_that_finite_samples_need() -> None:
+    assert conformal(np.arange(1.0, 10.0)) == 9  # ⌈10·0.9⌉ = 9
+    assert conformal(np.arange(1.0, 100.0)) == 90
+
+
+def test_a_fitted_line_is_the_same_twice(rows: pd.DataFrame) -> None:
+    raw, log = (
+        rows[["pred.leakage_share", "pred.sae_view"]].to_numpy(),
+        np.log(rows["out.far/kl_nats"].to_numpy()),
+    )
+    features = (Feature("leakage_share"), Feature("sae_view", "either", log=False))
+    first, second = (fit_line(raw, log, rows["relation"].to_numpy(), features, 0) for _ in range(2))
+    assert (first.weights == second.weights).all()
+
+
+@pytest.fixture(scope="module")
+def risk_model(rows: pd.DataFrame) -> RiskModel:
+    return calibrated(rows, "tiny", "rome")[0]
+
+
+def scores_of(frame: pd.DataFrame, row: int = 0) -> dict[str, float | None]:
+    names = [c for c in frame.columns if c.startswith("pred.")]
+    return {name.removeprefix("pred."): float(frame[name][row]) for name in names}
+
+
+def test_the_file_holds_all_of_the_model(risk_model: RiskModel, rows: pd.DataFrame, tmp_path: Path) -> None:
+    path = tmp_path / "risk_model.json"
+    path.write_text(json.dumps(risk_model.model_dump(mode="json")))
+    again = RiskModel.load(path)
+    assert again.digest == risk_model.digest
+    assert again.expect(scores_of(rows)) == risk_model.expect(scores_of(rows))
+
+
+def test_outside_its_support_and_without_a_score_the_model_has_no_opinion(
+    risk_model: RiskModel, rows: pd.DataFrame
+) -> None:
+    inside = scores_of(rows)
+    assert all(
+        one.value is not None and one.low is not None and one.low < one.value
+        for one in risk_model.expect(inside)
+    )
+    for change in ({"near_interference": 1e6}, {"near_interference": None}, {"near_interference": 0.0}):
+        near = next(one for one in risk_model.expect(inside | change) if one.scope == "near")
+        assert near.value is None and near.p_harm is None
+        assert near.reason and "near_interference" in near.reason
+
+
+@given(st.floats(-1.5, 1.5), st.floats(0, 1))
+@settings(max_examples=50, deadline=None)
+def test_more_of_a_score_that_means_risk_never_lowers_the_expectation(value: float, more: float) -> None:
+    term = Term(score="x", transform="log", centre=0.2, scale=1.3, weight=0.7, low=-3, high=3)
+    assert term.part(float(np.exp(value + more))) >= term.part(float(np.exp(value)))
+
+
+def test_too_few_edits_fit_no_model(rows: pd.DataFrame) -> None:
+    with pytest.raises(BadRequestError, match="39 edits of rome"):
+        calibrated(rows.head(39), "tiny", "rome")
+
+
+# -- the command line
+
+
+def test_the_command_says_what_it_needs(home: Home) -> None:
+    ran = home.run("evaluate", "guard")
+    assert ran.code == 2 and "--facts" in ran.err
+    ran = home.run("evaluate", "guard", "--facts", "x", "--out", "y", "--far", "novels")
+    assert ran.code == 2 and "DOMAIN=FILE" in ran.err
+    ran = home.run("calibrate", "none.parquet", "--out", "m.json")
+    assert ran.code == 2 and "none.parquet" in ran.err
+
+
+def test_calibrate_writes_a_model_that_reads_back(home: Home, rows: pd.DataFrame, tmp_path: Path) -> None:
+    write_rows(rows, tmp_path / "rows.parquet")
+    ran = home.run("--json", "calibrate", str(tmp_path / "rows.parquet"), "--out", str(tmp_path / "m.json"))
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["digest"] == RiskModel.load(tmp_path / "m.json").digest
