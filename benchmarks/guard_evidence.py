@@ -172,7 +172,7 @@ def section_adversarial(frame: pd.DataFrame) -> str:
     model = RiskModel(
         model="",
         editor=editor,
-        layer=0,
+        layers=(),
         protocol="",
         seed=SEED,
         scopes=scopes,

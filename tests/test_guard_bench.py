@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from evaluation_helpers import nudge
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pipeline_helpers import FACTS, Home, home, request_of, world
+from pipeline_helpers import FACTS, ZERO, Home, World, home, request_of, world
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
@@ -32,7 +33,10 @@ from guardedit.evaluation.guard.rows import Bench, run_rows
 from guardedit.evaluation.guard.strata import Chosen, chosen_edits
 from guardedit.evaluation.rowfile import RowFile
 from guardedit.models.handle import ModelHandle
-from guardedit.risk.calibration import RiskModel, Term
+from guardedit.pipeline.expecting import EXPECTED, HARM
+from guardedit.pipeline.kit import read_kit, write_kit
+from guardedit.records import canonical
+from guardedit.risk.calibration import RiskModel, ScopeModel, Term
 
 __all__ = ["home", "world"]
 
@@ -310,7 +314,7 @@ def test_a_fitted_line_is_the_same_twice(rows: pd.DataFrame) -> None:
 
 @pytest.fixture(scope="module")
 def risk_model(rows: pd.DataFrame) -> RiskModel:
-    return calibrated(rows, "tiny", "rome")[0]
+    return calibrated(rows, "tiny", "rome", (1,))[0]
 
 
 def scores_of(frame: pd.DataFrame, row: int = 0) -> dict[str, float | None]:
@@ -349,7 +353,7 @@ def test_more_of_a_score_that_means_risk_never_lowers_the_expectation(value: flo
 
 def test_too_few_edits_fit_no_model(rows: pd.DataFrame) -> None:
     with pytest.raises(BadRequestError, match="39 edits of rome"):
-        calibrated(rows.head(39), "tiny", "rome")
+        calibrated(rows.head(39), "tiny", "rome", (1,))
 
 
 # -- the command line
@@ -369,3 +373,74 @@ def test_calibrate_writes_a_model_that_reads_back(home: Home, rows: pd.DataFrame
     ran = home.run("--json", "calibrate", str(tmp_path / "rows.parquet"), "--out", str(tmp_path / "m.json"))
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["digest"] == RiskModel.load(tmp_path / "m.json").digest
+
+
+# -- in a plan
+
+
+@pytest.fixture
+def calibrated_home(home: Home, rows: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """A home whose kit has a risk model that supports every edit of the tiny model, on two scores."""
+    cache = tmp_path / "cache"
+    shutil.copytree(home.world.cache, cache)
+    monkeypatch.setenv("GUARDEDIT_CACHE", str(cache))
+    world = World(home.world.model, cache)
+    terms = tuple(
+        Term(score=name, transform="log", centre=0, scale=1, weight=0.5, low=-60, high=60)
+        for name in ("leakage_share", "rehearsed_subject_kl")
+    )
+    scopes = tuple(
+        ScopeModel(
+            scope=scope, outcome=f"{scope}/kl_nats", terms=terms, intercept=-1, half_width=1, level=0.9, harm_nats=1e-3,
+            slope=1, offset=0, n=50,
+        )
+        for scope in ("far", "near", "subject")
+    )  # fmt: skip
+    made = RiskModel(
+        model="tiny", editor="rome", layers=(1,), protocol="by hand", seed=0, scopes=scopes, rows_digest=ZERO
+    )
+    (world.kit / "risk_models").mkdir()
+    (world.kit / "risk_models" / "rome.json").write_bytes(canonical(made))
+    write_kit(world.kit, layer=1, hparams=read_kit(world.kit / "kit.json")["hparams"])
+    return Home(world, home.folder)
+
+
+def test_a_plan_says_what_such_edits_did_and_a_policy_may_limit_it(calibrated_home: Home) -> None:
+    plan = calibrated_home.guard().plan(request_of(), editor="rome")
+    scores = {name: plan.risk.score(name) for name in (*EXPECTED.values(), HARM)}
+    share, subject = (plan.risk.score(name) for name in ("leakage_share", "rehearsed_subject_kl"))
+    assert share and subject and share.value and subject.value
+    by_hand = float(np.exp(-1 + 0.5 * np.log(share.value) + 0.5 * np.log(subject.value)))
+    for name in EXPECTED.values():
+        one = scores[name]
+        assert one is not None and one.value == pytest.approx(by_hand)
+        assert one.low == pytest.approx(by_hand / np.e) and one.high == pytest.approx(by_hand * np.e)
+    harm = scores[HARM]
+    assert harm is not None and harm.value == pytest.approx(1 / (1 + 1 / by_hand))
+    model = calibrated_home.guard().kit.risk_models["rome"]
+    assert plan.risk.inputs["risk_model"] == model.digest
+    strict = calibrated_home.guard({f"preop/{HARM}": ("<=", 0.0, "hard")})
+    assert strict.plan(request_of(2), editor="rome").judgement.outcome == "blocked"
+
+
+@pytest.mark.parametrize("editor", ["finetune", "emmet"])
+def test_where_the_model_has_no_opinion_a_limit_on_it_is_inconclusive(
+    calibrated_home: Home, editor: str
+) -> None:
+    guard = calibrated_home.guard({f"preop/{HARM}": ("<=", 1.0, "soft")})
+    plan = guard.plan(request_of(), editor=editor)
+    score = plan.risk.score(HARM)
+    assert score is not None and score.value is None and "no risk model of" in str(score.reason)
+    assert plan.judgement.outcome == "needs-approval"
+
+
+def test_a_changed_risk_model_is_an_integrity_failure(calibrated_home: Home) -> None:
+    path = calibrated_home.world.kit / "risk_models" / "rome.json"
+    path.write_bytes(path.read_bytes().replace(b'"intercept":-1', b'"intercept":-9'))
+    ran = calibrated_home.run("plan", str(calibrated_home.requests(request_of().model_dump(mode="json"))))
+    assert ran.code == 6 and "rome.json" in ran.err
+
+
+def test_a_kit_without_a_risk_model_plans_as_before(home: Home) -> None:
+    plan = home.guard().plan(request_of(), editor="rome")
+    assert plan.risk.score(HARM) is None and "risk_model" not in plan.risk.inputs

@@ -123,7 +123,9 @@ def calibrate(
     from guardedit.records import canonical
 
     options = from_context(context, model, home, as_json)
-    fitted, figures = calibrated(read_rows(rows), options.model, editor, seed)
+    settings = options.guard().kit.settings(editor)
+    layers = getattr(settings, "layers", None) or (settings.layer,)
+    fitted, figures = calibrated(read_rows(rows), options.model, editor, layers, seed)
     write_atomic(out, canonical(fitted))
     document = {"risk_model": str(out), "digest": fitted.digest, "scopes": figures}
     emit(options, document, _model_as_text(document))

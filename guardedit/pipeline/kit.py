@@ -32,8 +32,10 @@ from guardedit.models.handle import ModelHandle
 from guardedit.models.hooks import HookPoint, key_hook
 from guardedit.models.sources import WHEELS
 from guardedit.models.statistics import SecondMoment
+from guardedit.pipeline.expecting import RISK_MODELS, load_risk_models
 from guardedit.pipeline.metrics import known_metrics
 from guardedit.records import digest_of, digest_of_bytes
+from guardedit.risk.calibration import RiskModel
 from guardedit.saes.checkpoints import Sae, load_all
 
 KIT_FILE = "kit.json"
@@ -62,6 +64,8 @@ class Kit:
     """What real edits did to this model, for the monitor's ranks."""
     maps: Mapping[str, RemediMap] = field(default_factory=dict)
     """REMEDI's maps, by hook name."""
+    risk_models: Mapping[str, RiskModel] = field(default_factory=dict)
+    """Editor -> expected damage, fitted on its edits of this model."""
     digests: Mapping[str, str] = field(default_factory=dict)
     """File -> digest, for plans and `verify`."""
 
@@ -151,6 +155,7 @@ def load_kit(
         preop_bank=ReferenceBank.load(folder / PREOP_BANK) if PREOP_BANK in digests else None,
         drift_bank=load_bank(folder / DRIFT_BANK) if DRIFT_BANK in digests else None,
         maps=_maps(handle, folder, digests, base_manifest),
+        risk_models=load_risk_models(folder, digests),
     )
     named = {f"sae/{name}": sae.digest for name, sae in kit.saes.items()}
     whole = replace(kit, digests={**digests, **named, "policy": kit.policy.digest})
@@ -280,7 +285,8 @@ def write_kit(folder: Path, *, layer: int, hparams: dict[str, dict[str, Any]]) -
     moments = sorted(str(p.relative_to(folder)) for p in (folder / "second_moments").glob("*.safetensors"))
     maps = [str(path.relative_to(folder)) for path in (folder / MAPS).glob("*/*") if path.name in MAP_FILES]
     others = [name for name in (PREOP_BANK, DRIFT_BANK, POLICY) if (folder / name).is_file()]
-    names = [*moments, *maps, *others]
+    risks = [str(path.relative_to(folder)) for path in (folder / RISK_MODELS).glob("*.json")]
+    names = [*moments, *maps, *others, *risks]
     plain = {
         "layer": layer,
         "hparams": hparams,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from guardedit.drift.probes import FAR_DOMAINS
+from guardedit.pipeline.expecting import SCORES as EXPECTATIONS
 from guardedit.risk.measure import SCORES
 
 _POSTOP = (
@@ -32,7 +33,7 @@ def known_metrics(hook_names: Iterable[str]) -> frozenset[str]:
     after = postop_scores(hook_names)
     return frozenset(
         (
-            *(f"preop/{name}" for name in SCORES),
+            *(f"preop/{name}" for name in (*SCORES, *EXPECTATIONS)),
             *(f"postop/{name}" for name in after),
             *(f"postop/lineage_{name}" for name in after),
         )

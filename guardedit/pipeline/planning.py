@@ -24,6 +24,7 @@ from guardedit.models.hooks import key_hook
 from guardedit.pipeline.alternatives import FILE, in_context_form, request_lines
 from guardedit.pipeline.asking import complete, require_plannable, settle_first
 from guardedit.pipeline.deciding import demands
+from guardedit.pipeline.expecting import with_expectations
 from guardedit.pipeline.kit import MAPS
 from guardedit.pipeline.measuring import key_layer, placed, risk_contexts
 from guardedit.pipeline.recovery import editing
@@ -165,8 +166,9 @@ def _risk(
     contexts = known | (risk_contexts(workspace, fresh) if fresh else {})
     others = [contexts[one] for one in wanted[1:]]
     report = measure(contexts[layer], requests, delta, others, views)
-    scores = placed(workspace, report.scores, layer, delta.layers, len(requests) > 1)
-    return report.model_copy(update={"scores": scores})
+    many = len(requests) > 1
+    ranked = report.model_copy(update={"scores": placed(workspace, report.scores, layer, delta.layers, many)})
+    return with_expectations(ranked, workspace.kit.risk_models, delta.editor, delta.layers, many)
 
 
 def _inputs(workspace: Workspace) -> SolveInputs:

@@ -90,7 +90,8 @@ class RiskModel(Record):
 
     model: str
     editor: str
-    layer: int
+    layers: tuple[int, ...]
+    """That the edits wrote, in order."""
     protocol: str
     seed: int
     scopes: tuple[ScopeModel, ...]

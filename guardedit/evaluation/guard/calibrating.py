@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
 from guardedit.errors import BadRequestError
-from guardedit.evaluation.guard.features import BEST, SETS
+from guardedit.evaluation.guard.features import IN_A_PLAN
 from guardedit.evaluation.guard.findings import fitted
 from guardedit.evaluation.guard.fitting import OUTCOMES, fit_scope, groups_of
 from guardedit.evaluation.guard.frames import measured, rows_digest
@@ -16,11 +17,10 @@ from guardedit.risk.calibration import RiskModel
 
 FEWEST = 40
 """Edits below which no model is fitted."""
-LAYER_UNKNOWN = -1
 
 
 def calibrated(
-    frame: pd.DataFrame, model: str, editor: str, seed: int = 0, layer: int = LAYER_UNKNOWN
+    frame: pd.DataFrame, model: str, editor: str, layers: Sequence[int], seed: int = 0
 ) -> tuple[RiskModel, dict[str, Any]]:
     """The model fitted on an editor's natural edits, and its figures on relations that it has not seen.
 
@@ -34,14 +34,14 @@ def calibrated(
             f"{len(natural)} edits of {editor} in {len(set(groups_of(natural)))} relations; a risk model needs "
             f"{FEWEST} in five: guardedit evaluate guard --editor {editor} --limit {FEWEST}"
         )
-    scopes = tuple(fit_scope(natural, scope, SETS[BEST], seed) for scope in OUTCOMES)
+    scopes = tuple(fit_scope(natural, scope, IN_A_PLAN, seed) for scope in OUTCOMES)
     found = RiskModel(
-        model=model, editor=editor, layer=layer, seed=seed, scopes=scopes, rows_digest=rows_digest(natural),
-        protocol=f"{len(natural)} natural edits, known and unknown facts; folds by relation; outcomes on prompts and "
-        "text that no score saw",
+        model=model, editor=editor, layers=tuple(sorted(layers)), seed=seed, scopes=scopes,
+        rows_digest=rows_digest(natural),
+        protocol=f"{len(natural)} natural edits; folds by relation; damage on prompts and text that no score saw",
     )  # fmt: skip
     figures: dict[str, Any] = {
-        one.scope: fitted(natural, one.scope, SETS[BEST], seed)
+        one.scope: fitted(natural, one.scope, IN_A_PLAN, seed)
         | {"weights": {t.score: round(t.weight, 4) for t in sorted(one.terms, key=lambda t: -abs(t.weight))}}
         for one in scopes
     }

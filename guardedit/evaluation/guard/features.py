@@ -55,6 +55,9 @@ SETS: dict[str, tuple[Feature, ...]] = {
     "with SAE, rehearsed": (*TRIVIAL, *CLOSED_FORM, *SAE, *REHEARSAL),
 }
 BEST = "with SAE, rehearsed"
+NOT_IN_A_PLAN = frozenset({"subject_tokens", "subject_token_id", "prompt_tokens", "hidden_cosine"})
+IN_A_PLAN = tuple(f for f in SETS[BEST] if f.score not in NOT_IN_A_PLAN)
+"""What every plan's risk report holds: the shipped model draws on nothing else."""
 
 
 def usable(frame: pd.DataFrame, features: Sequence[Feature]) -> tuple[Feature, ...]:
