@@ -22,16 +22,29 @@ import pandas as pd
 from guardedit.evaluation.guard.adversarial import KINDS
 from guardedit.evaluation.guard.association import Figure
 from guardedit.evaluation.guard.command import gathered
-from guardedit.evaluation.guard.features import BEST, SETS
+from guardedit.evaluation.guard.features import (
+    BEST,
+    CLOSED_FORM,
+    IN_A_PLAN,
+    REHEARSAL,
+    SAE,
+    SETS,
+    TRIVIAL,
+    Feature,
+)
 from guardedit.evaluation.guard.findings import alone, avoided, combined_risk, fitted, gains, stopping
 from guardedit.evaluation.guard.fitting import OUTCOMES, cross_validated, fit_scope, log_damage
 from guardedit.evaluation.guard.frames import OUT, measured, read_rows, write_rows
+from guardedit.evaluation.guard.operating import gate_figures, judgements, stopped_by_rule
 from guardedit.evaluation.guard.strata import KNOWN, UNKNOWN
+from guardedit.gate.rules import load_policy
+from guardedit.pipeline.kit import POLICY, kit_folder
 from guardedit.records import Scope
 from guardedit.risk.calibration import RiskModel
 
 SEED = 0
 SHOWN = 10
+OPERATING = {"strict": 0.1, "standard": 0.2, "permissive": 0.4}
 ALSO = {
     "near/lost_top1": "near, answers lost", "subject/lost_top1": "subject, answers lost",
     "distractor/kl_nats": "neighbours behind the new fact", "object/kl_nats": "old and new object as subject",
@@ -130,7 +143,7 @@ def section_sets(frame: pd.DataFrame) -> str:
         "AUROC, worst tenth",
         "inside a relation",
         "Brier skill",
-        "coverage of 90 %",
+        "coverage of 95 %",
     )
     return table(head, rows)
 
@@ -212,9 +225,47 @@ def _kind_row(kind: str, rows: pd.DataFrame, model: RiskModel) -> list[str]:
     ]
 
 
+def section_policy(frame: pd.DataFrame) -> str:
+    """The shipped policy, each of its rules, and the model's probability at three limits, on edits in the table."""
+    editor = editors_of(frame)[0]
+    rows = natural(frame, editor)
+    policy = load_policy(kit_folder("smollm2-135m") / POLICY)
+    judged = judgements(rows, policy)
+    gates = {
+        "shipped policy: a person is asked, or stopped": np.array(
+            [j.outcome != "auto-approved" for j in judged]
+        )
+    }
+    p_harm = np.max([cross_validated(rows, scope, IN_A_PLAN, SEED).p_harm for scope in OUTCOMES], axis=0)
+    for name, limit in OPERATING.items():
+        gates[f"`harm_probability` above {limit:g} ({name})"] = p_harm > limit
+    gates |= {f"rule `{rule}` alone": hit for rule, hit in stopped_by_rule(judged).items() if hit.any()}
+    body = [[name, *(f"{v:.2f}" for v in gate_figures(rows, hit).values())] for name, hit in gates.items()]
+    return f"{editor}, n {len(rows)}:\n\n" + table(("gate", *gate_figures(rows, p_harm > 1)), body)
+
+
+def section_controls(frame: pd.DataFrame, controls: pd.DataFrame) -> str:
+    """The same model with SAE scores that come from a decoder which knows nothing."""
+    editor = str(controls["editor"].iloc[0])
+    edits = natural(frame, editor).merge(controls, on=["editor", "stratum", "case_id"], how="inner")
+    names = {c.rsplit("@", 1)[1] for c in controls.columns if "@" in c}
+    kinds = {"no SAE": (), "trained": SAE, **{n: _renamed(n) for n in sorted(names)}}
+    rows = []
+    for scope in OUTCOMES:
+        for kind, features in kinds.items():
+            got = fitted(edits, scope, (*TRIVIAL, *CLOSED_FORM, *REHEARSAL, *features), SEED)
+            rows.append([scope, kind, shown(got["spearman"]), shown(got["auroc"])])
+    head = ("scope", "SAE scores from", "Spearman", "AUROC, worst tenth")
+    return f"{editor}, n {len(edits)}:\n\n" + table(head, rows)
+
+
+def _renamed(control: str) -> tuple[Feature, ...]:
+    return tuple(Feature(f"{f.score}@{control}", f.sign, f.log) for f in SAE)
+
+
 SECTIONS: dict[str, Section] = {
     "counts": section_counts, "damage": section_damage, "alone": section_alone, "sets": section_sets,
-    "gains": section_gains, "stopping": section_stopping, "adversarial": section_adversarial,
+    "gains": section_gains, "stopping": section_stopping, "policy": section_policy, "adversarial": section_adversarial,
 }  # fmt: skip
 
 
@@ -250,10 +301,11 @@ def draw(frame: pd.DataFrame, folder: Path) -> None:
     fig.savefig(folder / "guard_rome.svg", metadata={"Date": None})
 
 
-def write(frame: pd.DataFrame, page: Path) -> None:
+def write(frame: pd.DataFrame, page: Path, controls: pd.DataFrame) -> None:
     """Put every section between its markers."""
     text = page.read_text("utf-8")
-    for name, section in SECTIONS.items():
+    sections = {**SECTIONS, "controls": lambda rows: section_controls(rows, controls)}
+    for name, section in sections.items():
         mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         if not mark.search(text):
             raise SystemExit(f"{page} has no markers for {name!r}: <!-- {name} --> … <!-- end -->")
@@ -273,11 +325,12 @@ def main() -> None:
         step = steps.add_parser(name)
         step.add_argument("source", type=Path)
         step.add_argument("--to", type=Path, required=True)
+        step.add_argument("--controls", type=Path, default=Path("docs/data/guard_controls.parquet"))
     args: Any = parser.parse_args()
     if args.step == "table":
         write_rows(gathered(args.source), args.to)
     else:
-        write(read_rows(args.source), args.to)
+        write(read_rows(args.source), args.to, read_rows(args.controls))
 
 
 if __name__ == "__main__":

@@ -26,20 +26,22 @@ from guardedit.evaluation.guard.far_sample import FarSample, looked_at
 from guardedit.evaluation.guard.features import SETS, Feature
 from guardedit.evaluation.guard.findings import avoided, combined_risk
 from guardedit.evaluation.guard.fitting import conformal, cross_validated, fit_line, fit_scope
-from guardedit.evaluation.guard.frames import read_rows, rows_digest, to_frame, write_rows
+from guardedit.evaluation.guard.frames import measured, read_rows, rows_digest, to_frame, write_rows
 from guardedit.evaluation.guard.outcome_prompts import Neighbours, named, outcome_prompts
 from guardedit.evaluation.guard.predictors import seen_by_the_guard
-from guardedit.evaluation.guard.rows import Bench, run_rows
+from guardedit.evaluation.guard.rows import Bench, one_row, run_rows
 from guardedit.evaluation.guard.strata import Chosen, chosen_edits
 from guardedit.evaluation.rowfile import RowFile
 from guardedit.models.handle import ModelHandle
 from guardedit.pipeline.expecting import EXPECTED, HARM
 from guardedit.pipeline.kit import read_kit, write_kit
 from guardedit.records import canonical
-from guardedit.risk.calibration import RiskModel, ScopeModel, Term
+from guardedit.risk.calibration import RiskModel, ScopeModel, Term, Worth
 
 __all__ = ["home", "world"]
 
+ROOT = Path(__file__).parent.parent
+TABLE = ROOT / "docs" / "data" / "guard_rows.parquet"
 CASES = tuple(
     EvalCase(case_id=str(number), request=request_of(number, target_true="Oslo"))
     for number in range(len(FACTS))
@@ -281,7 +283,7 @@ def test_unseen_relations_are_covered_as_the_level_says_and_probabilities_beat_t
     said = cross_validated(many, "far", SETS["no SAE"])
     observed = np.log(many["out.far/kl_nats"].to_numpy())
     covered = np.abs(observed - said.log_expected) <= said.half_width
-    assert abs(covered.mean() - 0.9) < 2 * np.sqrt(0.9 * 0.1 / 300) + 0.01
+    assert abs(covered.mean() - 0.95) < 2 * np.sqrt(0.95 * 0.05 / 300) + 0.01
     harmful = np.exp(observed) > said.harm_nats
     assert np.mean((said.p_harm - harmful) ** 2) < np.mean((0.1 - harmful) ** 2)
 
@@ -298,8 +300,8 @@ def test_no_fold_sees_its_own_relations() -> None:
 
 
 def test_conformal_takes_the_rank_that_finite_samples_need() -> None:
-    assert conformal(np.arange(1.0, 10.0)) == 9  # ⌈10·0.9⌉ = 9
-    assert conformal(np.arange(1.0, 100.0)) == 90
+    assert conformal(np.arange(1.0, 10.0)) == 9  # ⌈10·0.95⌉ = 10, and there are nine
+    assert conformal(np.arange(1.0, 100.0)) == 95
 
 
 def test_a_fitted_line_is_the_same_twice(rows: pd.DataFrame) -> None:
@@ -397,7 +399,14 @@ def calibrated_home(home: Home, rows: pd.DataFrame, tmp_path: Path, monkeypatch:
         for scope in ("far", "near", "subject")
     )  # fmt: skip
     made = RiskModel(
-        model="tiny", editor="rome", layers=(1,), protocol="by hand", seed=0, scopes=scopes, rows_digest=ZERO
+        model="tiny",
+        editor="rome",
+        layers=(1,),
+        protocol="by hand",
+        seed=0,
+        scopes=scopes,
+        rows_digest=ZERO,
+        worth=(Worth(score="leakage", scope="far", spearman=0.8, low=0.7, high=0.9, n=50),),
     )
     (world.kit / "risk_models").mkdir()
     (world.kit / "risk_models" / "rome.json").write_bytes(canonical(made))
@@ -419,6 +428,9 @@ def test_a_plan_says_what_such_edits_did_and_a_policy_may_limit_it(calibrated_ho
     assert harm is not None and harm.value == pytest.approx(1 / (1 + 1 / by_hand))
     model = calibrated_home.guard().kit.risk_models["rome"]
     assert plan.risk.inputs["risk_model"] == model.digest
+    assert plan.risk.evidence == {
+        "leakage": "ordered far damage by rank correlation 0.80 (0.70 to 0.90), n 50"
+    }
     strict = calibrated_home.guard({f"preop/{HARM}": ("<=", 0.0, "hard")})
     assert strict.plan(request_of(2), editor="rome").judgement.outcome == "blocked"
 
@@ -444,3 +456,25 @@ def test_a_changed_risk_model_is_an_integrity_failure(calibrated_home: Home) -> 
 def test_a_kit_without_a_risk_model_plans_as_before(home: Home) -> None:
     plan = home.guard().plan(request_of(), editor="rome")
     assert plan.risk.score(HARM) is None and "risk_model" not in plan.risk.inputs
+
+
+@pytest.mark.slow
+def test_the_committed_rows_are_what_a_rerun_gives(tmp_path: Path) -> None:
+    """One committed row a kind of fact, made again from its facts alone."""
+    facts = ROOT / ".." / "shared" / "data" / "counterfact" / "counterfact_edit_format.jsonl.xz"
+    if not (facts.is_file() and TABLE.is_file()):
+        pytest.skip("needs ../shared/data and docs/data/guard_rows.parquet")
+    from guardedit.evaluation.readers import read_cases
+    from guardedit.pipeline import open as open_guard
+
+    case_set = read_cases(facts, "train")
+    by_id = {case.case_id: case for case in case_set.cases}
+    bench = Bench(open_guard(home=tmp_path / "home"), "rome", Neighbours.of(case_set.cases))
+    kept = measured(read_rows(TABLE), "rome", ("known", "unknown"))
+    for _, row in kept.groupby("stratum").head(1).iterrows():
+        made = one_row(bench, Chosen(str(row["stratum"]), by_id[str(row["case_id"])]))
+        for name, value in made["predictors"].items():
+            if value is not None:
+                assert row[f"pred.{name}"] == pytest.approx(value, rel=0.02, abs=1e-6), name
+        for name in ("near/kl_nats", "subject/kl_nats", "far/kl_nats/python"):
+            assert row[f"out.{name}"] == pytest.approx(made["outcomes"][name], rel=0.05, abs=1e-5), name

@@ -191,5 +191,9 @@ def limits(audit: AuditReport) -> Section:
     lead += [] if judged.findings else ["The policy has no limit for this stage."]
     lead += [_ALTERNATIVE] if audit.plan.alternative else []
     tables = [limits_table(audit, "Limits before the write", judged.findings)] if judged.findings else []
-    tables.append(scores_table("Every score measured before the write", audit.plan.risk.scores))
+    tables.append(
+        scores_table(
+            "Every score measured before the write", audit.plan.risk.scores, audit.plan.risk.evidence
+        )
+    )
     return Section("limits", "The policy's limits, before the write", tuple(lead), (), tuple(tables))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from guardedit.audit.sheet import Code, Table
 from guardedit.audit.story import allowed, observed, unexpected
 from guardedit.audit.words import SCOPES, VERDICTS, Sign, excerpt, percent, quantity, score_title, visible
@@ -82,8 +84,8 @@ def verdict_of(finding: Finding) -> Sign:
     return Sign(sign.icon, f"{sign.word}, noted", "unsure") if finding.level == "advisory" else sign
 
 
-def scores_table(caption: str, scores: tuple[Score, ...]) -> Table:
-    """All scores with interval, n and percentile; folded."""
+def scores_table(caption: str, scores: tuple[Score, ...], worth: Mapping[str, str] | None = None) -> Table:
+    """All scores with interval, n and percentile, and what each has been worth where that is known; folded."""
     rows = tuple(
         (
             score_title(s.name),
@@ -93,11 +95,23 @@ def scores_table(caption: str, scores: tuple[Score, ...]) -> Table:
             "" if s.n is None else f"{s.n:,}",
             "" if s.percentile is None else f"{s.percentile:.0f}",
             visible(s.reason or ""),
+            *((worth.get(s.name, ""),) if worth else ()),
             Code(s.name),
         )
         for s in scores
     )
-    head = ("Score", "About", "Value", "95 % interval", "n", "Percentile among real edits", "Remark", "Name")
+    told = ("On measured edits it",) if worth else ()
+    head = (
+        "Score",
+        "About",
+        "Value",
+        "95 % interval",
+        "n",
+        "Percentile among real edits",
+        "Remark",
+        *told,
+        "Name",
+    )
     return Table(caption, head, rows, frozenset({2, 3, 4, 5}), folded=True)
 
 

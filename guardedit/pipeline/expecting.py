@@ -41,9 +41,11 @@ def with_expectations(
         return report.model_copy(update={"scores": (*report.scores, *_without(reason or ""))})
     said = model.expect({score.name: score.value for score in report.scores})
     scores = (*report.scores, *(_score(one, model) for one in said), _harm(said, model))
-    return report.model_copy(
-        update={"scores": scores, "inputs": {**report.inputs, "risk_model": model.digest}}
-    )
+    named = {
+        "inputs": {**report.inputs, "risk_model": model.digest},
+        "evidence": model.evidence(report.scores),
+    }
+    return report.model_copy(update={"scores": scores, **named})
 
 
 def _unfit(model: RiskModel | None, editor: str, layers: Sequence[int], many: bool) -> str | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from guardedit.records.base import Record, Scope, Stage
+from typing import ClassVar
+
+from guardedit.records.base import Grown, Record, Scope, Stage
 
 
 class Score(Record):
@@ -79,8 +81,10 @@ class ProbePrompts(Record):
     """How the prompts came about, and what is missing."""
 
 
-class RiskReport(Record):
+class RiskReport(Grown):
     """What an edit would do to everything else, measured before anything is written."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"evidence"})
 
     scores: tuple[Score, ...]
     latents: tuple[LatentLeak, ...] = ()
@@ -90,6 +94,8 @@ class RiskReport(Record):
     inputs: dict[str, str] = {}
     """Digests of everything the scores were computed from: SAE, second moment, banks, prompts."""
     seconds: dict[str, float] = {}
+    evidence: dict[str, str] = {}
+    """Score -> what it has been worth on edits whose damage was measured, in words."""
 
     def score(self, name: str) -> Score | None:
         """The score of that name, or None."""

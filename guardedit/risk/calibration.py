@@ -10,14 +10,14 @@ that it was fitted on, the model has no opinion.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
 from pydantic import ValidationError
 
 from guardedit.errors import IntegrityError
-from guardedit.records import Digest, Record, Scope, canonical, digest_of_bytes
+from guardedit.records import Digest, Record, Scope, Score, canonical, digest_of_bytes
 
 SLACK = 0.05
 """A score may lie this share of the fitted range outside of it before the model declines."""
@@ -72,6 +72,26 @@ class ScopeModel(Record):
     n: int
 
 
+class Worth(Record):
+    """How well one score alone ordered the damage in one scope."""
+
+    score: str
+    scope: Scope
+    spearman: float
+    low: float
+    """95 % interval, bootstrap over relations."""
+    high: float
+    n: int
+
+    @property
+    def in_words(self) -> str:
+        """One line for a reviewer."""
+        figures = f"{self.spearman:.2f} ({self.low:.2f} to {self.high:.2f}), n {self.n}"
+        if self.low <= 0 <= self.high:
+            return f"said nothing sure of {self.scope} damage: rank correlation {figures}"
+        return f"ordered {self.scope} damage by rank correlation {figures}"
+
+
 class Expectation(Record):
     """What the model says of one edit in one scope; no value where it has no opinion."""
 
@@ -95,6 +115,8 @@ class RiskModel(Record):
     protocol: str
     seed: int
     scopes: tuple[ScopeModel, ...]
+    worth: tuple[Worth, ...] = ()
+    """Of single scores."""
     rows_digest: Digest
     """Of the measured edits."""
 
@@ -106,6 +128,16 @@ class RiskModel(Record):
     def expect(self, scores: Mapping[str, float | None]) -> tuple[Expectation, ...]:
         """The expected damage of an edit with these scores, scope by scope."""
         return tuple(_expect(one, scores) for one in self.scopes)
+
+    def evidence(self, scores: Iterable[Score]) -> dict[str, str]:
+        """Score -> what it has been worth: in its own scope, else in the one that it ordered best."""
+        found = {}
+        for score in scores:
+            known = [one for one in self.worth if one.score == score.name]
+            own = [one for one in known if one.scope == score.scope]
+            if known:
+                found[score.name] = (own or [max(known, key=lambda one: abs(one.spearman))])[0].in_words
+        return found
 
     @classmethod
     def load(cls, path: Path) -> RiskModel:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
 
 from guardedit.errors import BadRequestError
 from guardedit.evaluation.guard.features import IN_A_PLAN
-from guardedit.evaluation.guard.findings import fitted
+from guardedit.evaluation.guard.findings import alone, fitted
 from guardedit.evaluation.guard.fitting import OUTCOMES, fit_scope, groups_of
 from guardedit.evaluation.guard.frames import measured, rows_digest
 from guardedit.evaluation.guard.strata import KNOWN, UNKNOWN
-from guardedit.risk.calibration import RiskModel
+from guardedit.risk.calibration import RiskModel, Worth
 
 FEWEST = 40
 """Edits below which no model is fitted."""
@@ -37,7 +38,7 @@ def calibrated(
     scopes = tuple(fit_scope(natural, scope, IN_A_PLAN, seed) for scope in OUTCOMES)
     found = RiskModel(
         model=model, editor=editor, layers=tuple(sorted(layers)), seed=seed, scopes=scopes,
-        rows_digest=rows_digest(natural),
+        rows_digest=rows_digest(natural), worth=tuple(_worth(natural, seed)),
         protocol=f"{len(natural)} natural edits; folds by relation; damage on prompts and text that no score saw",
     )  # fmt: skip
     figures: dict[str, Any] = {
@@ -46,3 +47,13 @@ def calibrated(
         for one in scopes
     }
     return found, figures
+
+
+def _worth(natural: pd.DataFrame, seed: int) -> Iterator[Worth]:
+    for scope, outcome in OUTCOMES.items():
+        for one in alone(natural, outcome, seed):
+            rho = one.spearman
+            if rho is not None and math.isfinite(rho.value):
+                yield Worth(
+                    score=one.score, scope=scope, spearman=rho.value, low=rho.low, high=rho.high, n=rho.n
+                )

@@ -17,7 +17,7 @@ from guardedit.records import Scope
 from guardedit.risk.calibration import ScopeModel, Term
 
 FOLDS = 5
-LEVEL = 0.9
+LEVEL = 0.95
 FLOOR_NATS = 1e-8
 """Damage below this is none: a logarithm needs a floor."""
 OUTCOMES: dict[Scope, str] = {"far": "far/kl_nats", "near": "near/kl_nats", "subject": "subject/kl_nats"}
