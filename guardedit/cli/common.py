@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from guardedit.config import key_passphrase
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,7 +78,27 @@ class Options:
         from guardedit.pipeline.upkeep import guarded_model
 
         model = self.named_model or guarded_model(self.home) or DEFAULT_MODEL
-        return open_guard(model, self.home, **self.extra)
+        guard = open_guard(model, self.home, **self.extra)
+        guard.ask = Asking()
+        return guard
+
+
+class Asking:
+    """Asks for a key's passphrase, once: $GUARDEDIT_KEY_PASSPHRASE, else whoever is at the terminal."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, str] = {}
+
+    def __call__(self, name: str, confirm: bool = False) -> str | None:
+        """The passphrase of that key; None where nobody can be asked."""
+        named = key_passphrase()
+        if named is not None or not sys.stdin.isatty():
+            return named
+        if name not in self._said:
+            self._said[name] = typer.prompt(
+                f"passphrase of key {name}", hide_input=True, err=True, confirmation_prompt=confirm
+            )
+        return self._said[name]
 
 
 @app.callback()

@@ -28,7 +28,7 @@ def folder_of(workspace: Workspace) -> Path:
 def signer(workspace: Workspace) -> keys.PrivateKey | None:
     """The key that was asked for, or None; raises NotFoundError or BadRequestError where it cannot be used."""
     name = workspace.settings.key or named_key()
-    return keys.load_key(folder_of(workspace), name) if name else None
+    return keys.load_key(folder_of(workspace), name, workspace.ask) if name else None
 
 
 def trust(workspace: Workspace) -> Trust:
@@ -69,6 +69,11 @@ def _record(workspace: Workspace, word: KeyStatement, kind: str) -> KeyStatement
         envelope = key.sign(canonical(word), STATEMENT) if key else None
         workspace.ledger.append(kind, {"statement": word.model_dump(mode="json"), "envelope": envelope})
     return word
+
+
+def missing_owners(workspace: Workspace, word: KeyStatement) -> int:
+    """How many more policy owners have to say the same until it holds."""
+    return trust(workspace).waiting(word)
 
 
 def _require_owner(known: Trust, word: KeyStatement) -> None:
