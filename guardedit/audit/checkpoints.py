@@ -47,12 +47,19 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, envelope: dict[str, Any
 def read_checkpoint(path: Path) -> tuple[Checkpoint, dict[str, Any] | None]:
     """A checkpoint and its envelope. NotFoundError, or IntegrityError where the file is not one."""
     try:
-        raw = json.loads(path.read_bytes())
+        raw = json.loads(path.read_bytes(), object_pairs_hook=_once)
     except OSError as error:
         raise NotFoundError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path} is not a checkpoint, or was changed") from error
     return parse_checkpoint(raw, str(path))
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands there twice")
+    return found
 
 
 def parse_checkpoint(raw: Any, where: str) -> tuple[Checkpoint, dict[str, Any] | None]:

@@ -21,7 +21,7 @@ from guardedit.cli import (
     tuning,
     upkeep,
 )
-from guardedit.cli.common import app
+from guardedit.cli.common import app, tame
 from guardedit.errors import GuardeditError
 
 __all__ = ["app", "main"]
@@ -55,7 +55,7 @@ def main() -> None:
 
 def _failed(message: str, exit_code: int) -> int:
     """Say it once, on stderr, in the form that was asked for."""
-    line = " ".join(message.split())
+    line = tame(" ".join(message.split()))
     if _as_json():
         typer.echo(json.dumps({"error": line, "exit_code": exit_code}, ensure_ascii=False), err=True)
     else:

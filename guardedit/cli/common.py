@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,6 +54,7 @@ KeysOption = Annotated[
 HparamsOption = Annotated[
     Path | None, typer.Option("--hparams", help="A settings file, .toml or .json, as `tune` writes it.")
 ]
+_UNTAMED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 DEFAULT_MODEL = "smollm2-135m"
 
 
@@ -134,7 +136,12 @@ def from_context(
 
 def emit(options: Options, document: dict[str, Any], text: str) -> None:
     """Print the JSON document, or the text for people."""
-    typer.echo(json.dumps(document, indent=1, ensure_ascii=False, default=str) if options.as_json else text)
+    typer.echo(json.dumps(document, indent=1, ensure_ascii=False, default=str) if options.as_json else tame(text))
+
+
+def tame(text: str) -> str:
+    """Text for a terminal, with control, bidi and zero-width characters as code points: none acts, none hides."""
+    return _UNTAMED.sub(lambda found: f"<U+{ord(found[0]):04X}>", text)
 
 
 def console() -> Console:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from guardedit.cli.common import HomeOption, JsonOption, ModelOption, app, emit, from_context
+from guardedit.cli.common import HomeOption, JsonOption, ModelOption, app, emit, from_context, working
 
 ledger = typer.Typer(
     help="The ledger as a file: export it, import it.", no_args_is_help=True, rich_markup_mode=None
@@ -48,3 +48,48 @@ def import_(
     options = from_context(context, model, home, as_json)
     found = import_ledger(options.guard(), file)
     emit(options, found, f"{found['home']}: {found['entries']} entries\nhead: {found['head']}")
+
+
+@app.command()
+def reproduce(
+    context: typer.Context,
+    edit_id: Annotated[str, typer.Argument(help="A plan or an edit.")],
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", help="Relative Frobenius distance that is still the same.")
+    ] = 1e-3,
+    model: ModelOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Solve an edit again from what is on record, on the version its plan names, and say how close that comes."""
+    from guardedit.errors import IntegrityError
+    from guardedit.pipeline.reproducing import reproduce as solve_again
+
+    options = from_context(context, model, home, as_json)
+    guard = options.guard()
+    with working(guard):
+        found = solve_again(guard, edit_id, tolerance)
+    emit(options, found, _reproduced(found))
+    if not found["within_tolerance"]:
+        raise typer.Exit(IntegrityError.exit_code)
+
+
+def _reproduced(found: dict[str, Any]) -> str:
+    verdict = "bit-identical" if found["bit_identical"] else (
+        "the same within the tolerance" if found["within_tolerance"] else "NOT REPRODUCED"
+    )  # fmt: skip
+    far = "not comparable" if found["distance"] is None else f"{found['distance']:.2e}"
+    lines = [f"{found['edit_id']}: {verdict} (relative distance {far}, tolerance {found['tolerance']:g})"]
+    lines += [
+        f"  {row['tensor']}: " + ("bit-identical" if row["bit_identical"] else _far(row["distance"]))
+        for row in found["tensors"]
+    ]
+    here = found["platform"]
+    lines += [f"  solved with {found['editor']} on version {found['version']}, seed {found['seed']}"]
+    lines += [f"  here: {here['machine']}, {here['threads']} threads, torch {here['torch']}"]
+    lines += [f"  another {name} than then: {change}" for name, change in found["differs"].items()]
+    return "\n".join(lines)
+
+
+def _far(distance: float | None) -> str:
+    return "not comparable" if distance is None else f"relative distance {distance:.2e}"

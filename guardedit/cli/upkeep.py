@@ -17,10 +17,12 @@ def status(
     context: typer.Context, model: ModelOption = None, home: HomeOption = None, as_json: JsonOption = False
 ) -> None:
     """What is live, and where every plan stands."""
+    from guardedit.cli.words import clean
+
     options = from_context(context, model, home, as_json)
     found = options.guard().status()
     lines = [f"{found['model']}  {found['digest'] or 'nothing planned yet'}  ({found['version'] or 'base'})"]
-    lines += [f"  {p['plan_id']:40} {p['state']:15} {p['editor']:10} {p['edit']}" for p in found["plans"]]
+    lines += [f"  {p['plan_id']:40} {p['state']:15} {p['editor']:10} {clean(p['edit'])}" for p in found["plans"]]
     lines += [
         f"  REVIEW {'OVERDUE' if r['overdue'] else 'open'}: {r['plan_id']} let through by {r['by']}, "
         f"ticket {r['ticket']}, due {r['due'][:16]}; close with `guardedit reviewed {r['plan_id']} --note ...`"

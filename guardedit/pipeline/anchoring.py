@@ -13,6 +13,7 @@ from guardedit.errors import (
     NeedsApprovalError,
     NotFoundError,
 )
+from guardedit.gate.approvals import require_readable
 from guardedit.gate.keys import require_signed
 from guardedit.gate.replaying import reviews
 from guardedit.gate.signatures import REVIEW
@@ -89,6 +90,7 @@ def review(workspace: Workspace, plan_id: str, note: str) -> dict[str, Any]:
     """
     if not note.strip():
         raise BadRequestError("reviewed: a note is needed")
+    require_readable("reviewed", note)
     key = signer(workspace)
     if key is None:
         raise NeedsApprovalError("a review is signed: name a reviewer's or auditor's key with --key")

@@ -21,6 +21,7 @@ from guardedit.gate.policy import judge, lineage_scores
 from guardedit.gate.states import State, advance
 from guardedit.pipeline.anchoring import after_commit
 from guardedit.pipeline.beliefs import believed, outcomes, target_probabilities
+from guardedit.pipeline.clock import require_clock
 from guardedit.pipeline.deciding import drift_digest_of, require_approved
 from guardedit.pipeline.monitoring import monitor
 from guardedit.pipeline.policies import require_policy
@@ -61,6 +62,7 @@ def _require_plan_may_go(workspace: Workspace, plan: Plan, state: State) -> None
     advance(state, "stage")
     _require_fresh(workspace, plan)
     policy = workspace.kit.policy
+    require_clock(workspace)
     require_policy(workspace, policy)
     if state == "auto-approved":
         _require_waivers_stand(workspace, plan)
@@ -193,6 +195,7 @@ def _settle(workspace: Workspace, plan: Plan) -> None:
     if word is not None and word.outcome == "rejected" and word.drift_digest is not None:
         _drop(workspace, plan, f"rejected by {word.approver}: {word.reason}", facts)
         return
+    require_clock(workspace)
     _require_same_policy(workspace, plan)
     require_policy(workspace, workspace.kit.policy)
     require_approved(workspace, plan, workspace.kit.policy, drift_digest_of(workspace, plan.plan_id))

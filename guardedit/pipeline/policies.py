@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from guardedit.errors import BadRequestError, NeedsApprovalError, NotFoundError
+from guardedit.gate.approvals import require_readable
 from guardedit.gate.keys import PrivateKey
 from guardedit.gate.policy_words import POLICY_SIGNED, POLICY_STATEMENT, POLICY_WITHDRAWN, PolicyStatement
 from guardedit.gate.rules import Policy, load_policy
@@ -58,6 +59,7 @@ def withdraw_policy(workspace: Workspace, digest: str, reason: str) -> dict[str,
     """Take all owners' words on a policy back. NotFoundError for a digest that nobody signed; else as `sign_policy`."""
     if not reason.strip():
         raise BadRequestError("withdraw: a reason is needed")
+    require_readable("withdraw", reason)
     key = _owner(workspace)
     with editing(workspace):
         known = trust(workspace)

@@ -8,6 +8,7 @@ from typing import Any
 from guardedit.config import keys_folder, named_key
 from guardedit.errors import BadRequestError, NeedsApprovalError
 from guardedit.gate import keys
+from guardedit.gate.approvals import require_readable
 from guardedit.gate.signatures import PROPOSAL, Proposal, Signed
 from guardedit.gate.trust import REVOKED, STATEMENT, TRUSTED, KeyStatement, Role, Trust
 from guardedit.pipeline.recovery import editing
@@ -50,6 +51,7 @@ def revoke_key(workspace: Workspace, name: str, reason: str) -> KeyStatement:
     """Trust a key no longer, for good; what it signed and nobody has applied counts no more. Raises as `trust_key`."""
     if not reason.strip():
         raise BadRequestError("revoke: a reason is needed")
+    require_readable("revoke", reason)
     known = trust(workspace).named(name)
     word = KeyStatement(
         act="revoke", key_id=known.key.key_id, name=known.name, reason=reason.strip(),
