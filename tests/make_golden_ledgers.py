@@ -1,6 +1,6 @@
 """Writes the exported ledgers in tests/data that later versions have to go on verifying. Run once a release:
 
-    python tests/make_golden_ledgers.py
+python tests/make_golden_ledgers.py
 """
 
 from __future__ import annotations

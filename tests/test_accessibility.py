@@ -15,7 +15,9 @@ from audit_helpers import OPEN, whole_story
 from guardedit.audit import period_report, report
 from guardedit.pipeline.auditing import audit
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
 MAX_BYTES = 500_000
 
 
@@ -35,7 +37,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def browser() -> Iterator[Any]:
     """Headless Chromium, driven by playwright; the test is skipped where one of them is missing."""
     driver = pytest.importorskip("playwright.sync_api", reason="playwright is in the extra guardedit[dev]")
-    pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is in the extra guardedit[dev]")
+    pytest.importorskip(
+        "axe_playwright_python", reason="axe-playwright-python is in the extra guardedit[dev]"
+    )
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine")
     with driver.sync_playwright() as playwright:
@@ -45,7 +49,7 @@ def browser() -> Iterator[Any]:
 
 
 def violations(browser: Any, page_file: Path) -> list[str]:
-    """What axe-core objects to on the page as it is drawn, in light and then in dark; folded parts are unfolded first."""
+    """What axe-core objects to on the page as it is drawn, in light and then in dark; folded parts are unfolded."""
     from axe_playwright_python.sync_playwright import Axe
 
     # The page's own policy forbids scripts: the checker has to be let in.
@@ -70,7 +74,9 @@ def violations(browser: Any, page_file: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["rolled-back", "audit"])
-def test_the_fullest_report_and_the_audit_have_no_violation(browser: Any, pages: dict[str, Path], name: str) -> None:
+def test_the_fullest_report_and_the_audit_have_no_violation(
+    browser: Any, pages: dict[str, Path], name: str
+) -> None:
     found = violations(browser, pages[name])
     assert not found, json.dumps(found, indent=1)
 
@@ -84,9 +90,13 @@ def test_no_other_report_has_a_violation(browser: Any, pages: dict[str, Path], n
 
 def test_the_check_sees_a_page_that_cannot_be_read(browser: Any, tmp_path: Path) -> None:
     spoilt = tmp_path / "spoilt.html"
-    spoilt.write_text("<html><body><img src='x.png'><p style='color:#ddd;background:#fff'>pale</p></body></html>")
+    spoilt.write_text(
+        "<html><body><img src='x.png'><p style='color:#ddd;background:#fff'>pale</p></body></html>"
+    )
     said = " ".join(violations(browser, spoilt))
-    assert all(rule in said for rule in ("image-alt", "color-contrast", "html-has-lang", "dark: color-contrast"))
+    assert all(
+        rule in said for rule in ("image-alt", "color-contrast", "html-has-lang", "dark: color-contrast")
+    )
 
 
 def test_every_page_is_small(pages: dict[str, Path]) -> None:

@@ -1,4 +1,4 @@
-"""A ledger as a file: it verifies anywhere and for ever, goes into an empty home whole, and shows whatever was changed."""
+"""A ledger as a file: it verifies anywhere and for ever, goes whole into an empty home, and shows what was changed."""
 
 from __future__ import annotations
 
@@ -123,7 +123,9 @@ CHANGES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("how", CHANGES)
-def test_an_exported_ledger_that_was_changed_is_refused_and_nothing_is_imported(tmp_path: Path, how: str) -> None:
+def test_an_exported_ledger_that_was_changed_is_refused_and_nothing_is_imported(
+    tmp_path: Path, how: str
+) -> None:
     path = _write(tmp_path / "changed.jsonl", *CHANGES[how](*_lines(SIGNED)))
     with pytest.raises(IntegrityError) as caught:
         verify_export(path)
@@ -133,7 +135,9 @@ def test_an_exported_ledger_that_was_changed_is_refused_and_nothing_is_imported(
     assert not (tmp_path / "home").exists()
 
 
-def test_a_story_written_anew_with_fitting_digests_fails_at_a_signature_or_a_checkpoint(tmp_path: Path) -> None:
+def test_a_story_written_anew_with_fitting_digests_fails_at_a_signature_or_a_checkpoint(
+    tmp_path: Path,
+) -> None:
     """Every digest fits; what the forger lacks is a key and the checkpoint that lies elsewhere."""
     entries = list(read_export(SIGNED).entries)
     at = next(i for i, entry in enumerate(entries) if entry.kind == "decided")
@@ -183,7 +187,9 @@ def test_a_plan_whose_name_leads_out_of_the_home_is_not_written(tmp_path: Path) 
             body["plan_id"] = "../../evil"
         changed.append(Entry(0, entry.at, entry.kind, body, "", ""))
     made = _rewritten(changed)
-    blobs = sorted(line.replace(b"plans/0002-waits", b"plans/../../evil") for line in lines[head["entries"] :])
+    blobs = sorted(
+        line.replace(b"plans/0002-waits", b"plans/../../evil") for line in lines[head["entries"] :]
+    )
     fresh = {**head, "head": json.loads(made[-1])["digest"]}
     path = _write(tmp_path / "evil.jsonl", fresh, [*made, *blobs])
     with pytest.raises(IntegrityError, match="no place"):
@@ -203,7 +209,9 @@ def test_a_ledger_travels_by_its_commands(home: Home, tmp_path: Path) -> None:
     assert plan.plan_id in run(*there, "log").out
     assert run(*there, "ledger", "import", str(file)).code == 2
     home.guard().plan(request_of(1))
-    assert run("--home", str(home.folder), "verify", str(file)).code == 0, "a ledger that has grown bears it out"
+    assert run("--home", str(home.folder), "verify", str(file)).code == 0, (
+        "a ledger that has grown bears it out"
+    )
     other = tmp_path / "other"
     shutil.copytree(tmp_path / "there", other)
     from guardedit.audit.ledger import Ledger

@@ -1,4 +1,4 @@
-"""Which policies a home may be judged by, and who names keys, is what policy owners signed; nobody lowers the bar alone."""
+"""Which policies a home may be judged by, and who names keys, is what policy owners signed; nobody lowers it alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from pipeline_helpers import HARD, SOFT, Home, home, request_of, world
-from test_signatures import NOW, Entry, People, people, statement
+from test_signatures import Entry, People, people, statement
 from test_signed_pipeline import REASON, TEAM, Team
 
 from guardedit.errors import (
@@ -44,7 +44,10 @@ def saying(people: People, name: str, digest: str, owners: int = 1, act: str = "
     word = PolicyStatement(
         act=act, policy_digest=digest, name="p", owners=owners, by="os", key=key.public.key_id, at="now"
     )
-    body = {"statement": word.model_dump(mode="json"), "envelope": key.sign(canonical(word), POLICY_STATEMENT)}
+    body = {
+        "statement": word.model_dump(mode="json"),
+        "envelope": key.sign(canonical(word), POLICY_STATEMENT),
+    }
     kind = POLICY_SIGNED if act == "sign" else POLICY_WITHDRAWN
     return replace(people, entries=(*people.entries, Entry(len(people.entries) + 1, kind, body)))
 
@@ -104,7 +107,9 @@ def test_where_two_owners_are_asked_for_one_alone_names_no_key_but_revokes(owned
     assert one.trust.waiting(statement(one.keys["max"], "max", "reviewer")) == 1
     assert "max" not in one.trusting("max", "reviewer", "olga").trust.names()
     assert one.trusting("max", "reviewer", "eva").trust.named("max").has("reviewer")
-    assert one.trusting("max", "auditor", "eva").trust.names() == one.trust.names(), "another role, another word"
+    assert one.trusting("max", "auditor", "eva").trust.names() == one.trust.names(), (
+        "another role, another word"
+    )
     assert "max" not in one.revoking("olga", "eva").trusting("max", "reviewer", "eva").trust.names()
     assert strict.revoking("ana", "olga").trust.named("ana").revoked is not None
 
@@ -196,8 +201,14 @@ def test_an_encrypted_key_opens_with_its_passphrase_and_with_nothing_else(tmp_pa
     new_key(tmp_path, "ana", "correct horse battery")
     data = (tmp_path / "ana.pem").read_bytes()
     assert b"ENCRYPTED" in data
-    assert load_key(tmp_path, "ana", lambda _: "correct horse battery").sign(b"{}", "text/plain")["signatures"]
-    for ask, said in ((lambda _: "another one", "does not open"), (lambda _: None, "is encrypted"), (None, "is encrypted")):
+    assert load_key(tmp_path, "ana", lambda _: "correct horse battery").sign(b"{}", "text/plain")[
+        "signatures"
+    ]
+    for ask, said in (
+        (lambda _: "another one", "does not open"),
+        (lambda _: None, "is encrypted"),
+        (None, "is encrypted"),
+    ):
         with pytest.raises(BadRequestError, match=said):
             load_key(tmp_path, "ana", ask)
     with pytest.raises(BadRequestError, match="at least"):
@@ -205,13 +216,17 @@ def test_an_encrypted_key_opens_with_its_passphrase_and_with_nothing_else(tmp_pa
     assert not (tmp_path / "eva.pem").exists()
 
 
-def test_an_encrypted_key_signs_from_the_command_line(home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_encrypted_key_signs_from_the_command_line(
+    home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     keys = ("--keys", str(tmp_path / "k"))
     asked = home.run("keys", "new", "ana", "--passphrase", *keys, mlflow=None)
     assert asked.code == 2 and "GUARDEDIT_KEY_PASSPHRASE" in asked.err
     monkeypatch.setenv("GUARDEDIT_KEY_PASSPHRASE", "correct horse battery")
     assert home.run("--json", "keys", "new", "ana", "--passphrase", *keys, mlflow=None).json["encrypted"]
-    trusted = home.run("keys", "trust", str(tmp_path / "k" / "ana.pub"), "--role", "policy-owner", *keys, mlflow=None)
+    trusted = home.run(
+        "keys", "trust", str(tmp_path / "k" / "ana.pub"), "--role", "policy-owner", *keys, mlflow=None
+    )
     assert trusted.code == 0, trusted.err
     policy = str(home.policy(SOFT))
     monkeypatch.setenv("GUARDEDIT_KEY_PASSPHRASE", "wrong horse battery")

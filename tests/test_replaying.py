@@ -1,4 +1,4 @@
-"""`verify` plays the whole record again: a statement, signature or step that could not have been made there is named."""
+"""`verify` plays the whole record again: a statement, signature or step that could not be there is named."""
 
 from __future__ import annotations
 
@@ -61,7 +61,10 @@ def _changed(entry: Any, change: Callable[[dict[str, Any]], object]) -> Any:
 
 FORGED: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
     "a key's role": ("key-trusted", lambda b: b["statement"].update(role="policy-owner", key_id="0" * 64)),
-    "a policy's digest": ("policy-signed", lambda b: b["statement"].update(policy_digest="sha256:" + "0" * 64)),
+    "a policy's digest": (
+        "policy-signed",
+        lambda b: b["statement"].update(policy_digest="sha256:" + "0" * 64),
+    ),
     "who reviewed": ("reviewed", lambda b: b.update(by="gus")),
     "what a review says": ("reviewed", lambda b: b.update(note="all is well")),
     "what a review is of": ("reviewed", lambda b: b.update(of=1)),

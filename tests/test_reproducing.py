@@ -47,7 +47,9 @@ def test_an_activation_edit_comes_out_again(home: Home) -> None:
     assert found["bit_identical"], found
 
 
-def test_another_solve_than_the_recorded_one_is_not_taken_for_it(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_solve_than_the_recorded_one_is_not_taken_for_it(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = home.guard().plan(request_of())
     solve = reproducing.EDITORS["rome"].solve
 

@@ -47,7 +47,9 @@ def encode_entry(seq: int, at: str, kind: str, body: dict[str, Any], prev: str) 
             f"ledger entry {kind!r} holds a value that JSON cannot carry: {error}"
         ) from error
     if len(data) > MAX_ENTRY:
-        raise BadRequestError(f"ledger entry {kind!r} has {len(data):,} bytes; at most {MAX_ENTRY:,} are allowed")
+        raise BadRequestError(
+            f"ledger entry {kind!r} has {len(data):,} bytes; at most {MAX_ENTRY:,} are allowed"
+        )
     return data
 
 

@@ -25,7 +25,9 @@ Row = tuple[int, bytes, str]
 """Number, bytes and digest of an entry, as the ledger stores them."""
 
 
-def write_export(path: Path, rows: list[Row], checkpoint: dict[str, Any] | None, blobs: Mapping[str, bytes]) -> None:
+def write_export(
+    path: Path, rows: list[Row], checkpoint: dict[str, Any] | None, blobs: Mapping[str, bytes]
+) -> None:
     """Write the file. `blobs` are files of the home by their path in it. StorageError where that is not possible."""
     head = {
         "format": FORMAT, "version": 1, "entries": len(rows), "head": rows[-1][2], "checkpoint": checkpoint,
@@ -66,7 +68,9 @@ def read_files(home: Path, entries: tuple[Entry, ...]) -> dict[str, bytes]:
         except OSError as error:
             raise StorageError(f"{name} cannot be read: {error.strerror}") from error
         if digest_of_bytes(data) != digest:
-            raise IntegrityError(f"{name} was changed: it hashes to {digest_of_bytes(data)}, recorded is {digest}")
+            raise IntegrityError(
+                f"{name} was changed: it hashes to {digest_of_bytes(data)}, recorded is {digest}"
+            )
         found[name] = data
     return found
 

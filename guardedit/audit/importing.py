@@ -1,4 +1,4 @@
-"""Reading an exported ledger: every line is checked before anything is believed, and written only into an empty home."""
+"""Reading an exported ledger: every line is checked before it is believed, and written only into an empty home."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ def read_export(path: Path) -> Exported:
     head = _head(lines[0], path.name)
     n, blobs = head["entries"], head["blobs"]
     if len(lines) != n + blobs + 2 or lines[-1]:
-        raise IntegrityError(f"{path.name} names {n} entries and {blobs} files; it has {len(lines) - 2} lines of them")
+        raise IntegrityError(
+            f"{path.name} names {n} entries and {blobs} files; it has {len(lines) - 2} lines of them"
+        )
     rows = [_row(line, seq, path.name) for seq, line in enumerate(lines[1 : n + 1], start=1)]
     entries = tuple(read_chain(list(rows)))
     if entries[-1].digest != head["head"]:
@@ -112,20 +114,28 @@ def _files(lines: list[bytes], entries: tuple[Entry, ...], name: str) -> dict[st
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise IntegrityError(f"{name} holds a line that is neither entry nor file: {error}") from error
         if canonical(raw) != line or path in found:
-            raise IntegrityError(f"{name}: {path[:80]!r} is there twice, or not in the form that guardedit writes")
+            raise IntegrityError(
+                f"{name}: {path[:80]!r} is there twice, or not in the form that guardedit writes"
+            )
         if wanted.get(path) != digest or digest_of_bytes(data) != digest:
             raise IntegrityError(f"{name}: {path[:80]!r} is not the file that the ledger names")
         found[path] = data
     if found and found.keys() != wanted.keys():
-        raise IntegrityError(f"{name} lacks {sorted(wanted.keys() - found.keys())[0]}, which the ledger names")
+        raise IntegrityError(
+            f"{name} lacks {sorted(wanted.keys() - found.keys())[0]}, which the ledger names"
+        )
     return found
 
 
 def require_empty(home: Path) -> None:
     """BadRequestError unless nothing of a record is in the home."""
-    there = [n for n in ("ledger.sqlite", "ledger.head", "plans", "model", "checkpoints") if (home / n).exists()]
+    there = [
+        n for n in ("ledger.sqlite", "ledger.head", "plans", "model", "checkpoints") if (home / n).exists()
+    ]
     if there:
-        raise BadRequestError(f"{home} has a record already ({', '.join(there)}); import into an empty --home")
+        raise BadRequestError(
+            f"{home} has a record already ({', '.join(there)}); import into an empty --home"
+        )
 
 
 def write_import(home: Path, exported: Exported) -> None:

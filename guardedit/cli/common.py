@@ -136,7 +136,9 @@ def from_context(
 
 def emit(options: Options, document: dict[str, Any], text: str) -> None:
     """Print the JSON document, or the text for people."""
-    typer.echo(json.dumps(document, indent=1, ensure_ascii=False, default=str) if options.as_json else tame(text))
+    typer.echo(
+        json.dumps(document, indent=1, ensure_ascii=False, default=str) if options.as_json else tame(text)
+    )
 
 
 def tame(text: str) -> str:

@@ -104,7 +104,9 @@ def trust(
     said = f"is trusted as {word.role}"
     if missing:
         said = f"waits to be trusted as {word.role}: {missing} more policy owner(s) have to say the same"
-    emit(options, {**word.model_dump(), "missing_owners": missing}, f"{word.name} ({word.key_id[:16]}) {said}")
+    emit(
+        options, {**word.model_dump(), "missing_owners": missing}, f"{word.name} ({word.key_id[:16]}) {said}"
+    )
 
 
 @keys.command("revoke")

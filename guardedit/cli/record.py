@@ -29,9 +29,7 @@ def export(
 
     options = from_context(context, model, home, as_json)
     found = export_ledger(options.guard(), file, blobs)
-    emit(
-        options, found, f"{file}: {found['entries']} entries, {found['files']} files\nhead: {found['head']}"
-    )
+    emit(options, found, f"{file}: {found['entries']} entries, {found['files']} files\nhead: {found['head']}")
 
 
 @ledger.command("import")

@@ -22,7 +22,9 @@ def status(
     options = from_context(context, model, home, as_json)
     found = options.guard().status()
     lines = [f"{found['model']}  {found['digest'] or 'nothing planned yet'}  ({found['version'] or 'base'})"]
-    lines += [f"  {p['plan_id']:40} {p['state']:15} {p['editor']:10} {clean(p['edit'])}" for p in found["plans"]]
+    lines += [
+        f"  {p['plan_id']:40} {p['state']:15} {p['editor']:10} {clean(p['edit'])}" for p in found["plans"]
+    ]
     lines += [
         f"  REVIEW {'OVERDUE' if r['overdue'] else 'open'}: {r['plan_id']} let through by {r['by']}, "
         f"ticket {r['ticket']}, due {r['due'][:16]}; close with `guardedit reviewed {r['plan_id']} --note ...`"
@@ -54,7 +56,9 @@ def verify(
     context: typer.Context,
     report: Annotated[
         Path | None,
-        typer.Argument(help="A report.json, audit.json or exported ledger; without one, the whole home is checked."),
+        typer.Argument(
+            help="A report.json, audit.json or exported ledger; without one, the whole home is checked."
+        ),
     ] = None,
     alone: Annotated[
         bool, typer.Option("--alone", help="Check the file by itself, also where a home is there.")

@@ -15,7 +15,11 @@ _MARKS = {"pass": "ok  ", "fail": "FAIL", "inconclusive": "?   "}
 
 def clean(text: str) -> str:
     """Text from a request, with every character that hides, reorders or breaks a line shown as its code point."""
-    return visible(text).replace("⟨", "<").replace("⟩", ">") if not text.isascii() or not text.isprintable() else text
+    return (
+        visible(text).replace("⟨", "<").replace("⟩", ">")
+        if not text.isascii() or not text.isprintable()
+        else text
+    )
 
 
 def scores_document(scores: tuple[Score, ...], judgement: Judgement | None) -> dict[str, Any]:

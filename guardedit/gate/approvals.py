@@ -93,7 +93,9 @@ def check_waivers(waivers: Iterable[Waiver], policy: Policy, now: datetime) -> N
 def require_readable(what: str, text: str) -> None:
     """BadRequestError for a text that is too long for the record."""
     if len(text) > MAX_REASON:
-        raise BadRequestError(f"{what}: the text has {len(text)} characters; at most {MAX_REASON} are allowed")
+        raise BadRequestError(
+            f"{what}: the text has {len(text)} characters; at most {MAX_REASON} are allowed"
+        )
 
 
 def decide(

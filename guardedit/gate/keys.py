@@ -98,7 +98,9 @@ def _write_new(path: Path, data: bytes, mode: int) -> None:
 
 def _encoded(private: Ed25519PrivateKey, passphrase: str | None) -> bytes:
     if passphrase is not None and len(passphrase) < MIN_PASSPHRASE:
-        raise BadRequestError(f"the passphrase has {len(passphrase)} characters; take at least {MIN_PASSPHRASE}")
+        raise BadRequestError(
+            f"the passphrase has {len(passphrase)} characters; take at least {MIN_PASSPHRASE}"
+        )
     how = NoEncryption() if passphrase is None else BestAvailableEncryption(passphrase.encode())
     return private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, how)
 
@@ -121,7 +123,9 @@ def load_key(folder: Path, name: str, ask: Passphrase | None = None) -> PrivateK
         return PrivateKey(_private(data, path))
     passphrase = ask(name) if ask is not None else None
     if not passphrase:
-        raise BadRequestError(f"{path} is encrypted; give its passphrase at the prompt or in $GUARDEDIT_KEY_PASSPHRASE")
+        raise BadRequestError(
+            f"{path} is encrypted; give its passphrase at the prompt or in $GUARDEDIT_KEY_PASSPHRASE"
+        )
     return PrivateKey(_private(data, path, passphrase.encode()))
 
 

@@ -1,8 +1,8 @@
 """Policy owners' words on policy files: which policies a home may be judged by. What replaying the ledger gives.
 
 A policy counts once as many owners have signed its digest as the policy itself and the one accepted before it ask for:
-nobody lowers that number alone. A policy stays accepted until an owner withdraws it, which one owner may do alone, since it
-takes a power away. No torch.
+nobody lowers that number alone. A policy stays accepted until an owner withdraws it, which one owner may do alone:
+it takes a power away. No torch.
 """
 
 from __future__ import annotations

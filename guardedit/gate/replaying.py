@@ -71,7 +71,9 @@ def _review(entry: Entered, words: dict[int, Word], trust: Trust) -> int:
         raise IntegrityError(f"ledger entry {entry.seq} reviews no emergency word that stands before it")
     known = _known(trust, body.get("key"), _REVIEWS, entry)
     if known.key.key_id == word.decision.key or known.name != body.get("by"):
-        raise IntegrityError(f"ledger entry {entry.seq}: the review is not somebody else's, or in another's name")
+        raise IntegrityError(
+            f"ledger entry {entry.seq}: the review is not somebody else's, or in another's name"
+        )
     try:
         signed = opened(entry.body.get("envelope"), REVIEW, known.key)
     except IntegrityError as error:

@@ -2,8 +2,8 @@
 
 The first keys are trusted on somebody's word. As soon as a policy owner's key is trusted, every further entry about
 keys needs a policy owner's signature; an entry without one is an integrity failure. A revoked key stays revoked, so
-that an old entry that is played again trusts nobody. Where the accepted policy says `policy_owners = 2`, a key is trusted
-once that many owners have said so; one owner's word revokes.
+that an old entry that is played again trusts nobody. Where the accepted policy says `policy_owners = 2`, a key is
+trusted once that many owners have said so; one owner's word revokes.
 """
 
 from __future__ import annotations

@@ -210,8 +210,8 @@ def _require_same_policy(workspace: Workspace, plan: Plan) -> None:
     """A held edit waits for what its own policy asks; another file, with fewer demands, does not let it go ahead."""
     if plan.policy_digest != workspace.kit.policy.digest:
         raise StaleError(
-            f"edit {plan.plan_id} was judged by policy {plan.policy_digest}, this one is {workspace.kit.policy.digest}; "
-            "name its own with --policy, or roll it back and plan again"
+            f"edit {plan.plan_id} was judged by policy {plan.policy_digest}, this one is "
+            f"{workspace.kit.policy.digest}; name its own with --policy, or roll it back and plan again"
         )
 
 

@@ -13,12 +13,12 @@ SLACK = timedelta(minutes=5)
 
 
 def require_clock(workspace: Workspace) -> None:
-    """Refuse to count approvals by a clock that stands before the ledger's newest entry. StaleError says by how much."""
+    """Refuse to count approvals by a clock that stands before the ledger's newest entry: StaleError."""
     entries = workspace.ledger.entries()
     newest = max((parse_time(entry.at) for entry in entries), default=None)
     now = workspace.now()
     if newest is not None and now < newest - SLACK:
         raise StaleError(
-            f"this machine's clock says {now.isoformat()}, the ledger has an entry of {newest.isoformat()}; no approval "
-            "is counted by a clock that went back"
+            f"this machine's clock says {now.isoformat()}, the ledger has an entry of {newest.isoformat()}; no "
+            "approval is counted by a clock that went back"
         )

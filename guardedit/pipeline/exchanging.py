@@ -47,9 +47,14 @@ def import_ledger(workspace: Workspace, file: Path) -> dict[str, Any]:
     return {**_told(exported), "home": str(workspace.home)}
 
 
-def verify_export(file: Path, workspace: Workspace | None = None, anchor: Path | None = None) -> dict[str, Any]:
+def verify_export(
+    file: Path, workspace: Workspace | None = None, anchor: Path | None = None
+) -> dict[str, Any]:
     """Check an exported ledger: chain, head, keys, signatures, steps, checkpoint, files; with a workspace also that its
-    ledger goes on from there, with `anchor` that it holds a checkpoint kept elsewhere. IntegrityError, NotFoundError."""
+    ledger goes on from there, with `anchor` that it holds a checkpoint kept elsewhere.
+
+    IntegrityError, NotFoundError.
+    """
     exported = read_export(file)
     record = _stands(exported)
     checked = ["form", "chain", "head", "replay"]
@@ -83,7 +88,9 @@ def _signer(made: Any, envelope: dict[str, Any] | None, trust: Trust) -> None:
         return
     known = trust.keys.get(made.key or "")
     if known is None or "runner" not in known.roles:
-        raise IntegrityError(f"the checkpoint of entry {made.seq} is signed by a key that is no runner's here")
+        raise IntegrityError(
+            f"the checkpoint of entry {made.seq} is signed by a key that is no runner's here"
+        )
     require_signed(envelope, made, CHECKPOINT, known.key)
 
 

@@ -50,7 +50,9 @@ def sign_policy(workspace: Workspace, file: Path | None) -> dict[str, Any]:
         known = trust(workspace)
         said = known.policies.policies.get(policy.digest)
         if said is not None and key.public.key_id in said.signers:
-            raise BadRequestError(f"{policy.name} ({policy.digest[:19]}…) carries this key's signature already")
+            raise BadRequestError(
+                f"{policy.name} ({policy.digest[:19]}…) carries this key's signature already"
+            )
         _append(workspace, word, key, POLICY_SIGNED)
     return _row(trust(workspace), policy.digest)
 
@@ -76,9 +78,13 @@ def withdraw_policy(workspace: Workspace, digest: str, reason: str) -> dict[str,
 def _named(known: Trust, digest: str) -> str:
     """The one signed policy whose digest starts so, with or without "sha256:"."""
     start = digest.removeprefix("sha256:")
-    found = [one for one in known.policies.policies if start and one.removeprefix("sha256:").startswith(start)]
+    found = [
+        one for one in known.policies.policies if start and one.removeprefix("sha256:").startswith(start)
+    ]
     if len(found) != 1:
-        raise NotFoundError(f"{len(found)} signed policies have a digest {digest[:80]!r}; see `guardedit policy list`")
+        raise NotFoundError(
+            f"{len(found)} signed policies have a digest {digest[:80]!r}; see `guardedit policy list`"
+        )
     return found[0]
 
 

@@ -16,6 +16,7 @@ MAX_TEXT = 10_000
 """Characters in one text of a request; a subject or an answer is some words, a probe some sentences."""
 MAX_TEXTS = 1_000
 """Probes of one kind in one request."""
+MAX_DEPTH = 32
 LINES = (".jsonl", ".ndjson")
 """File name endings of JSON lines: a request a line."""
 
@@ -63,8 +64,10 @@ def _yaml_entries(text: str, path: Path) -> list[tuple[int, Any]]:
     """Each entry's first line, from 1, and its value. libyaml's parser is taken where PyYAML was built with it."""
     import yaml
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+    kind = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    loader = kind(text)
     try:
+        _require_flat(text, kind)
         root = loader.get_single_node()
         if root is None:
             return [(1, None)]
@@ -77,6 +80,17 @@ def _yaml_entries(text: str, path: Path) -> list[tuple[int, Any]]:
         raise BadRequestError(f"{path} cannot be read: {error}") from error
     finally:
         loader.dispose()
+
+
+def _require_flat(text: str, kind: Any) -> None:
+    """ValueError for a file that is nested deeper than any request: composing it would overflow the parser's stack."""
+    import yaml
+
+    depth = 0
+    for event in yaml.parse(text, kind):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
 
 
 def read_request(entry: Any, where: str) -> EditRequest:
@@ -111,7 +125,9 @@ def _check_texts(entry: dict[str, Any], where: str) -> None:
             if not isinstance(text, str):
                 continue
             if len(text) > MAX_TEXT:
-                raise BadRequestError(f"{where}: {key} has {len(text)} characters; at most {MAX_TEXT} are allowed")
+                raise BadRequestError(
+                    f"{where}: {key} has {len(text)} characters; at most {MAX_TEXT} are allowed"
+                )
             if not unicodedata.is_normalized("NFC", text):
                 raise BadRequestError(
                     f"{where}: {key} {ascii(text)[:80]} is not in Unicode's composed form (NFC): it looks like another "

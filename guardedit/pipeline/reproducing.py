@@ -90,13 +90,17 @@ def _bring_to(workspace: Workspace, plan: Plan) -> str:
     lineage, handle = workspace.store.lineage(), workspace.handle
     known = {lineage.base.digest: "base"} | {v.digest: v.name for v in reversed(lineage.versions)}
     if plan.model_digest not in known:
-        raise IntegrityError(f"plan {plan.plan_id} was made on {plan.model_digest}, which was never live here")
+        raise IntegrityError(
+            f"plan {plan.plan_id} was made on {plan.model_digest}, which was never live here"
+        )
     version = known[plan.model_digest]
     then, here = workspace.store.manifest(version), handle.manifest()
     moved = sorted(name for name in here.keys() | then.keys() if then.get(name) != here.get(name))
     restore(handle, {name: workspace.tensor(name, version) for name in moved})
     if handle.digest() != plan.model_digest:
-        raise IntegrityError(f"the model of version {version} is {handle.digest()}, the plan says {plan.model_digest}")
+        raise IntegrityError(
+            f"the model of version {version} is {handle.digest()}, the plan says {plan.model_digest}"
+        )
     return version
 
 
@@ -111,7 +115,9 @@ def _settings(plan: Plan) -> Any:
     }
     found = named.get("contexts")
     if isinstance(found, tuple) and "n_prefixes" in plain and len(found) != int(plain["n_prefixes"] or 0) + 1:
-        raise BadRequestError(f"plan {plan.plan_id}: a context holds '|', so the record does not say where one ends")
+        raise BadRequestError(
+            f"plan {plan.plan_id}: a context holds '|', so the record does not say where one ends"
+        )
     return kind(**named)
 
 
@@ -125,10 +131,10 @@ def _list_of(name: str, value: Any) -> tuple[Any, ...]:
 
 def _inputs(workspace: Workspace, plan: Plan) -> SolveInputs:
     kit = workspace.kit
-    earlier = tuple(request for plan_id in _live_then(workspace, plan) for request in _asked(workspace, plan_id))
-    return SolveInputs(
-        kit.second_moments, plan.seed, kit.saes, earlier, workspace.progress, maps=kit.maps
+    earlier = tuple(
+        request for plan_id in _live_then(workspace, plan) for request in _asked(workspace, plan_id)
     )
+    return SolveInputs(kit.second_moments, plan.seed, kit.saes, earlier, workspace.progress, maps=kit.maps)
 
 
 def _asked(workspace: Workspace, plan_id: str) -> Iterable[EditRequest]:
@@ -150,7 +156,9 @@ def _compared(handle: ModelHandle, recorded: EditDelta, again: EditDelta, plan: 
     then, now = ({_place(c): c for c in delta.changes} for delta in (recorded, again))
     digests = {change.parameter: change.digest_after for change in plan.delta.changes}
     made = _images(handle, again)
-    return [_row(name, then.get(name), now.get(name), digests, made) for name in sorted(then.keys() | now.keys())]
+    return [
+        _row(name, then.get(name), now.get(name), digests, made) for name in sorted(then.keys() | now.keys())
+    ]
 
 
 def _images(handle: ModelHandle, delta: EditDelta) -> Mapping[str, str]:
@@ -162,14 +170,20 @@ def _images(handle: ModelHandle, delta: EditDelta) -> Mapping[str, str]:
 
 def _place(change: Change) -> str:
     """A name that both solves share: an activation edit's own name is a digest of its bytes."""
-    return f"activation edit of layer {change.layer}" if isinstance(change, ActivationChange) else change.parameter
+    return (
+        f"activation edit of layer {change.layer}"
+        if isinstance(change, ActivationChange)
+        else change.parameter
+    )
 
 
 def _row(
     name: str, then: Change | None, now: Change | None, digests: Mapping[str, str], made: Mapping[str, str]
 ) -> dict[str, Any]:
     same = then is not None and now is not None and digests.get(then.parameter) == made.get(now.parameter, "")
-    return {"tensor": name, "bit_identical": same, "distance": 0.0 if same else _distance(then, now)}
+    apart = _distance(then, now)
+    # The updates may differ where the tensors that they make are cast to the same bytes.
+    return {"tensor": name, "bit_identical": same, "distance": 0.0 if same and apart is None else apart}
 
 
 def _distance(then: Change | None, now: Change | None) -> float | None:

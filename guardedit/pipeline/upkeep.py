@@ -59,8 +59,9 @@ def _edit(requests: list[dict[str, Any]], stopped: list[dict[str, Any]]) -> str:
 
 
 def verify(workspace: Workspace) -> dict[str, Any]:
-    """Recompute the digests of ledger, versions, staged copies, plans, deltas and the model's kit from their bytes, play
-    the record again (keys, policies, signatures, steps), and compare what the ledger says with what the versions are.
+    """Recompute the digests of ledger, versions, staged copies, plans, deltas and the model's kit from their bytes,
+    play the record again (keys, policies, signatures, steps), and compare what the ledger says with what
+    the versions are.
 
     Raises IntegrityError at the first that is not what was recorded, naming it.
     """
