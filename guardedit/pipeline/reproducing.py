@@ -16,9 +16,9 @@ import torch
 
 from guardedit.editors import EDITORS
 from guardedit.edits.activations import ActivationChange
-from guardedit.edits.deltas import Change, EditDelta, encode, post_images, restore
+from guardedit.edits.deltas import EditDelta, encode, post_images, restore
 from guardedit.edits.inputs import SolveInputs
-from guardedit.edits.updates import WeightChange
+from guardedit.edits.updates import Change, WeightChange
 from guardedit.errors import BadRequestError, GuardeditError, IntegrityError, StaleError
 from guardedit.gate.states import Event, replay
 from guardedit.models.handle import ModelHandle, tensor_digest
