@@ -59,6 +59,11 @@ def named_key() -> str | None:
     return os.environ.get("GUARDEDIT_KEY") or None
 
 
+def key_passphrase() -> str | None:
+    """What opens an encrypted private key where nobody is asked: $GUARDEDIT_KEY_PASSPHRASE."""
+    return os.environ.get("GUARDEDIT_KEY_PASSPHRASE") or None
+
+
 def current_user() -> str:
     """The operating system's user: the identity on record until keys are in use."""
     return getpass.getuser()

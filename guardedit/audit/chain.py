@@ -12,6 +12,8 @@ from guardedit.records import canonical, digest_of_bytes
 
 GENESIS = "sha256:" + "0" * 64
 """What the first entry names as its predecessor."""
+MAX_ENTRY = 64 * 2**20
+"""Bytes of one entry: what thousands of requests and a whole drift report need, and what every reader can hold."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,16 @@ class Entry:
 def encode_entry(seq: int, at: str, kind: str, body: dict[str, Any], prev: str) -> bytes:
     """The bytes that are hashed and stored. BadRequestError when the body holds what JSON cannot."""
     try:
-        return canonical({"format": 1, "seq": seq, "at": at, "kind": kind, "body": body, "prev": prev})
+        data = canonical({"format": 1, "seq": seq, "at": at, "kind": kind, "body": body, "prev": prev})
     except (ValueError, TypeError, RecursionError) as error:
         raise BadRequestError(
             f"ledger entry {kind!r} holds a value that JSON cannot carry: {error}"
         ) from error
+    if len(data) > MAX_ENTRY:
+        raise BadRequestError(
+            f"ledger entry {kind!r} has {len(data):,} bytes; at most {MAX_ENTRY:,} are allowed"
+        )
+    return data
 
 
 def decode_row(row: tuple[Any, Any, Any], prev: str | None) -> Entry:

@@ -47,9 +47,27 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, envelope: dict[str, Any
 def read_checkpoint(path: Path) -> tuple[Checkpoint, dict[str, Any] | None]:
     """A checkpoint and its envelope. NotFoundError, or IntegrityError where the file is not one."""
     try:
-        raw = json.loads(path.read_bytes())
-        return Checkpoint.model_validate(raw["checkpoint"]), raw["envelope"]
+        raw = json.loads(path.read_bytes(), object_pairs_hook=_once)
     except OSError as error:
         raise NotFoundError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, RecursionError, ValidationError) as error:
+    except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path} is not a checkpoint, or was changed") from error
+    return parse_checkpoint(raw, str(path))
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands there twice")
+    return found
+
+
+def parse_checkpoint(raw: Any, where: str) -> tuple[Checkpoint, dict[str, Any] | None]:
+    """A checkpoint and its envelope from plain JSON. IntegrityError where it is none."""
+    try:
+        made, envelope = Checkpoint.model_validate(raw["checkpoint"]), raw["envelope"]
+    except (KeyError, TypeError, ValidationError) as error:
+        raise IntegrityError(f"{where} is not a checkpoint, or was changed") from error
+    if not (envelope is None or isinstance(envelope, dict)) or set(raw) != {"checkpoint", "envelope"}:
+        raise IntegrityError(f"{where} is not a checkpoint, or was changed")
+    return made, envelope

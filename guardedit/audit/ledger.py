@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from guardedit.audit.chain import GENESIS, Entry, Head, decode_row, encode_entry, read_chain, require_head
 from guardedit.audit.files import make_folder, prepare_file, publish_file, storing
-from guardedit.errors import IntegrityError, LockedError, StorageError
+from guardedit.errors import BadRequestError, IntegrityError, LockedError, StorageError
 from guardedit.records import Record, canonical, digest_of_bytes
 
 __all__ = ["Entry", "Head", "Ledger"]
@@ -98,6 +98,31 @@ class Ledger:
             for entry in self._checked()
             if (kind is None or entry.kind == kind) and all(entry.body.get(k) == v for k, v in wanted.items())
         )
+
+    def rows(self) -> list[tuple[int, bytes, str]]:
+        """Number, bytes and digest of every entry as they are stored, after the whole chain was checked."""
+        chain = self._checked()
+        if not chain:
+            return []
+        with self._reading() as connection:
+            found = connection.execute("SELECT seq, entry, digest FROM entries ORDER BY seq").fetchall()
+        return found[: len(chain)]
+
+    def adopt(self, rows: list[tuple[int, bytes, str]]) -> Head:
+        """Take over the entries of another ledger, byte for byte, into one that has none yet.
+
+        IntegrityError where they are no chain, BadRequestError where there are entries already.
+        """
+        last = list(read_chain(list(rows)))[-1]
+        make_folder(self.path.parent)
+        with self._alone(), self._writing() as connection:
+            if self._last(connection) is not None:
+                raise BadRequestError(f"ledger {self.path} has entries already")
+            connection.executemany("INSERT INTO entries VALUES (?, ?, ?)", rows)
+            head = prepare_file(self._head_path, canonical({"digest": last.digest, "seq": last.seq}))
+            connection.execute("COMMIT")
+            publish_file(head, self._head_path)
+        return Head(last.seq, last.digest)
 
     def head(self) -> Head | None:
         """Number and digest of the last entry; None while nothing has been written."""

@@ -14,18 +14,20 @@ from guardedit.cli import (
     evaluation,
     guarding,
     keys,
+    policies,
     prepare,
+    record,
     remedi,
     tracing,
     tuning,
     upkeep,
 )
-from guardedit.cli.common import app
+from guardedit.cli.common import app, tame
 from guardedit.errors import GuardeditError
 
 __all__ = ["app", "main"]
 
-_COMMANDS = (auditing, edits, evaluation, guarding, keys, prepare, remedi, tracing, tuning, upkeep)
+_COMMANDS = (auditing, edits, evaluation, guarding, keys, policies, prepare, record, remedi, tracing, tuning, upkeep)
 # Typer brings its own copy of click since 0.21 and uses the real one before: both are reached through Typer.
 _Misuse: type[Any] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 INTERRUPTED = 130
@@ -54,7 +56,7 @@ def main() -> None:
 
 def _failed(message: str, exit_code: int) -> int:
     """Say it once, on stderr, in the form that was asked for."""
-    line = " ".join(message.split())
+    line = tame(" ".join(message.split()))
     if _as_json():
         typer.echo(json.dumps({"error": line, "exit_code": exit_code}, ensure_ascii=False), err=True)
     else:

@@ -65,16 +65,26 @@ def schema(
     typer.echo(schema_text(kind), nl=False)
 
 
-def verify_report(options: Options, path: Path, alone: bool) -> None:
+def verify_report(options: Options, path: Path, alone: bool, anchor: Path | None = None) -> None:
     """Check one file, against the home's ledger where there is one; print what was checked."""
+    from guardedit.audit.importing import is_export
     from guardedit.errors import NotFoundError
     from guardedit.pipeline.auditing import verify_file
+    from guardedit.pipeline.exchanging import verify_export
 
     ledger = options.home / "ledger.sqlite"
     there = not alone and (ledger.exists() or ledger.with_suffix(".head").exists())
     if not there and not alone and options.home != Options().home:
         raise NotFoundError(f"there is no ledger in {options.home}; give another --home, or --alone")
-    found = verify_file(path, options.guard() if there else None)
+    guard = options.guard() if there else None
+    if is_export(path):
+        found = verify_export(path, guard, anchor)
+    elif anchor is not None:
+        raise typer.BadParameter(
+            "--anchor goes with a whole home or an exported ledger, not with a report file"
+        )
+    else:
+        found = verify_file(path, guard)
     where = f"and borne out by the ledger in {options.home}" if there else "by itself; no ledger was asked"
     text = f"{path}: unchanged, {where}\nchecked: {', '.join(found['checked'])}\ndigest: {found['digest']}"
     emit(options, found, text)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -10,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from guardedit.config import key_passphrase
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,6 +54,7 @@ KeysOption = Annotated[
 HparamsOption = Annotated[
     Path | None, typer.Option("--hparams", help="A settings file, .toml or .json, as `tune` writes it.")
 ]
+_UNTAMED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 DEFAULT_MODEL = "smollm2-135m"
 
 
@@ -75,7 +80,27 @@ class Options:
         from guardedit.pipeline.upkeep import guarded_model
 
         model = self.named_model or guarded_model(self.home) or DEFAULT_MODEL
-        return open_guard(model, self.home, **self.extra)
+        guard = open_guard(model, self.home, **self.extra)
+        guard.ask = Asking()
+        return guard
+
+
+class Asking:
+    """Asks for a key's passphrase, once: $GUARDEDIT_KEY_PASSPHRASE, else whoever is at the terminal."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, str] = {}
+
+    def __call__(self, name: str, confirm: bool = False) -> str | None:
+        """The passphrase of that key; None where nobody can be asked."""
+        named = key_passphrase()
+        if named is not None or not sys.stdin.isatty():
+            return named
+        if name not in self._said:
+            self._said[name] = typer.prompt(
+                f"passphrase of key {name}", hide_input=True, err=True, confirmation_prompt=confirm
+            )
+        return self._said[name]
 
 
 @app.callback()
@@ -111,7 +136,14 @@ def from_context(
 
 def emit(options: Options, document: dict[str, Any], text: str) -> None:
     """Print the JSON document, or the text for people."""
-    typer.echo(json.dumps(document, indent=1, ensure_ascii=False, default=str) if options.as_json else text)
+    typer.echo(
+        json.dumps(document, indent=1, ensure_ascii=False, default=str) if options.as_json else tame(text)
+    )
+
+
+def tame(text: str) -> str:
+    """Text for a terminal, with control, bidi and zero-width characters as code points: none acts, none hides."""
+    return _UNTAMED.sub(lambda found: f"<U+{ord(found[0]):04X}>", text)
 
 
 def console() -> Console:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from guardedit.cli.common import (
+    Asking,
     HomeOption,
     JsonOption,
     KeyOption,
@@ -33,6 +34,12 @@ RoleOption = Annotated[
 def new(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="a-z, 0-9, dots, dashes.")],
+    passphrase: Annotated[
+        bool,
+        typer.Option(
+            "--passphrase", help="Encrypt the private half; asked for, or in $GUARDEDIT_KEY_PASSPHRASE."
+        ),
+    ] = False,
     folder: KeysOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -42,9 +49,20 @@ def new(
 
     options = from_context(context, None, None, as_json, keys=folder)
     where = folder_of(options.guard())
-    made = new_key(where, name)
-    document = {"name": name, "key_id": made.key_id, "public_file": str(where / f"{name}.pub")}
+    made = new_key(where, name, _new_passphrase(name) if passphrase else None)
+    document = {
+        "name": name, "key_id": made.key_id, "public_file": str(where / f"{name}.pub"), "encrypted": passphrase,
+    }  # fmt: skip
     emit(options, document, f"{name}: {made.key_id}\npublic half: {document['public_file']}")
+
+
+def _new_passphrase(name: str) -> str:
+    from guardedit.errors import BadRequestError
+
+    said = Asking()(name, confirm=True)
+    if said is None:
+        raise BadRequestError("--passphrase: nobody can be asked here; set $GUARDEDIT_KEY_PASSPHRASE")
+    return said
 
 
 @keys.command("list")
@@ -77,11 +95,18 @@ def trust(
     as_json: JsonOption = False,
 ) -> None:
     """Trust a public key in a role; once there is a policy owner, only with that key."""
-    from guardedit.pipeline.signing import trust_key
+    from guardedit.pipeline.signing import missing_owners, trust_key
 
     options = from_context(context, None, home, as_json, key=key, keys=folder)
-    word = trust_key(options.guard(), file, role, name)
-    emit(options, word.model_dump(), f"{word.name} ({word.key_id[:16]}) is trusted as {word.role}")
+    guard = options.guard()
+    word = trust_key(guard, file, role, name)
+    missing = missing_owners(guard, word)
+    said = f"is trusted as {word.role}"
+    if missing:
+        said = f"waits to be trusted as {word.role}: {missing} more policy owner(s) have to say the same"
+    emit(
+        options, {**word.model_dump(), "missing_owners": missing}, f"{word.name} ({word.key_id[:16]}) {said}"
+    )
 
 
 @keys.command("revoke")

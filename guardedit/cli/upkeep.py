@@ -17,10 +17,14 @@ def status(
     context: typer.Context, model: ModelOption = None, home: HomeOption = None, as_json: JsonOption = False
 ) -> None:
     """What is live, and where every plan stands."""
+    from guardedit.cli.words import clean
+
     options = from_context(context, model, home, as_json)
     found = options.guard().status()
     lines = [f"{found['model']}  {found['digest'] or 'nothing planned yet'}  ({found['version'] or 'base'})"]
-    lines += [f"  {p['plan_id']:40} {p['state']:15} {p['editor']:10} {p['edit']}" for p in found["plans"]]
+    lines += [
+        f"  {p['plan_id']:40} {p['state']:15} {p['editor']:10} {clean(p['edit'])}" for p in found["plans"]
+    ]
     lines += [
         f"  REVIEW {'OVERDUE' if r['overdue'] else 'open'}: {r['plan_id']} let through by {r['by']}, "
         f"ticket {r['ticket']}, due {r['due'][:16]}; close with `guardedit reviewed {r['plan_id']} --note ...`"
@@ -52,7 +56,9 @@ def verify(
     context: typer.Context,
     report: Annotated[
         Path | None,
-        typer.Argument(help="A report.json or audit.json; without one, the whole home is checked."),
+        typer.Argument(
+            help="A report.json, audit.json or exported ledger; without one, the whole home is checked."
+        ),
     ] = None,
     alone: Annotated[
         bool, typer.Option("--alone", help="Check the file by itself, also where a home is there.")
@@ -64,13 +70,11 @@ def verify(
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Recompute every digest from bytes: ledger, versions, plans, deltas, the base model and its kit; or, of a report
-    file, its schema, form and digests, and that the ledger bears it out."""
+    """Recompute every digest from bytes: ledger, versions, plans, deltas, the base model and its kit, and play keys,
+    signatures and steps again; or, of a file, its schema, form and digests, and that the ledger bears it out."""
     options = from_context(context, model, home, as_json)
     if report is not None:
-        if anchor is not None:
-            raise typer.BadParameter("--anchor goes with a whole home, not with a report file")
-        verify_report(options, report, alone)
+        verify_report(options, report, alone, anchor)
         return
     if alone:
         raise typer.BadParameter("--alone goes with a report file")

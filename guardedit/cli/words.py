@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Any
 
 from guardedit.audit.acting import sentences
+from guardedit.audit.words import visible
 from guardedit.pipeline.reporting import Published
 from guardedit.records import AuditReport, EditRequest, Finding, Judgement, Plan, RiskReport, Score
 
 _MARKS = {"pass": "ok  ", "fail": "FAIL", "inconclusive": "?   "}
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u200b-\u200f]")
 
 
 def clean(text: str) -> str:
-    """Text from a request, with control, bidi and zero-width characters shown as code points."""
-    return _CONTROL.sub(lambda found: f"<U+{ord(found[0]):04X}>", text)
+    """Text from a request, with every character that hides, reorders or breaks a line shown as its code point."""
+    return (
+        visible(text).replace("⟨", "<").replace("⟩", ">")
+        if not text.isascii() or not text.isprintable()
+        else text
+    )
 
 
 def scores_document(scores: tuple[Score, ...], judgement: Judgement | None) -> dict[str, Any]:

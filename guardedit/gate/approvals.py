@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from guardedit.gate.rules import Policy
 
 MIN_WAIVER_REASON = 10
+MAX_REASON = 10_000
+"""Characters of a reason: it is read by people, and is on record for good."""
 _SPAN = re.compile(r"^(\d{1,4})([hd])$")
 
 
@@ -58,6 +60,7 @@ def waiver_problem(waiver: Waiver, now: datetime) -> str | None:
 
 def make_waiver(metric: str, author: str, reason: str, expires: str, now: datetime) -> Waiver:
     """A valid waiver, or BadRequestError. `expires` as in `parse_expiry`."""
+    require_readable(f"waiver of {metric}", reason)
     waiver = Waiver(metric=metric, author=author, reason=reason, expires=parse_expiry(expires, now))
     problem = waiver_problem(waiver, now)
     if problem is not None:
@@ -87,6 +90,14 @@ def check_waivers(waivers: Iterable[Waiver], policy: Policy, now: datetime) -> N
             )
 
 
+def require_readable(what: str, text: str) -> None:
+    """BadRequestError for a text that is too long for the record."""
+    if len(text) > MAX_REASON:
+        raise BadRequestError(
+            f"{what}: the text has {len(text)} characters; at most {MAX_REASON} are allowed"
+        )
+
+
 def decide(
     plan_digest: str,
     outcome: Literal["approved", "rejected", "auto-approved"],
@@ -100,6 +111,7 @@ def decide(
         raise BadRequestError(f"{outcome}: no approver is named")
     if not reason.strip():
         raise BadRequestError(f"{outcome}: a reason is needed")
+    require_readable(outcome, reason)
     return Decision(
         plan_digest=plan_digest,
         outcome=outcome,

@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import os
 import re
+import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
     Encoding,
+    NoEncryption,
+    PrivateFormat,
     PublicFormat,
     load_pem_private_key,
     load_pem_public_key,
@@ -25,6 +30,9 @@ from securesystemslib.signer import CryptoSigner, SSlibKey
 from guardedit.errors import BadRequestError, IntegrityError, NotFoundError, StorageError
 from guardedit.records import Record, canonical
 
+Passphrase = Callable[[str], str | None]
+"""Asked with a key's name, where its file is encrypted; None where nobody can say."""
+MIN_PASSPHRASE = 8
 _NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}$")
 
 
@@ -61,21 +69,20 @@ def _path(folder: Path, name: str, suffix: str) -> Path:
     return folder / f"{name}{suffix}"
 
 
-def new_key(folder: Path, name: str) -> PublicKey:
-    """Make `NAME.pem` (for its owner alone) and `NAME.pub` in `folder`.
+def new_key(folder: Path, name: str, passphrase: str | None = None) -> PublicKey:
+    """Make `NAME.pem` (for its owner alone; encrypted where there is a passphrase) and `NAME.pub` in `folder`.
 
-    BadRequestError for a name that cannot be one or is taken; StorageError where the folder cannot be written.
+    BadRequestError for a name that cannot be one or is taken, or a passphrase that is too short; StorageError where the
+    folder cannot be written.
     """
     secret, public = _path(folder, name, ".pem"), _path(folder, name, ".pub")
-    signer = CryptoSigner.generate_ed25519()
-    made = PrivateKey(_private(signer.private_bytes, secret)).public
+    private = Ed25519PrivateKey.generate()
+    data, made = _encoded(private, passphrase), _described(private.public_key())
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # The mode is given when the file is made: there is no moment at which others could read it.
-        descriptor = os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(signer.private_bytes)
-        public.write_text(made.public, encoding="utf-8")
+        # Both files are new, so that a link that lies there already leads nothing astray.
+        _write_new(secret, data, 0o600)
+        _write_new(public, made.public.encode(), 0o644)
     except FileExistsError as error:
         raise BadRequestError(f"a key {name!r} is in {folder} already; take another name") from error
     except OSError as error:
@@ -83,16 +90,52 @@ def new_key(folder: Path, name: str) -> PublicKey:
     return made
 
 
-def load_key(folder: Path, name: str) -> PrivateKey:
-    """A private key by name. NotFoundError where it is not there, BadRequestError where others may read it."""
+def _write_new(path: Path, data: bytes, mode: int) -> None:
+    # The mode is given when the file is made: there is no moment at which others could read it.
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        file.write(data)
+
+
+def _encoded(private: Ed25519PrivateKey, passphrase: str | None) -> bytes:
+    if passphrase is not None and len(passphrase) < MIN_PASSPHRASE:
+        raise BadRequestError(
+            f"the passphrase has {len(passphrase)} characters; take at least {MIN_PASSPHRASE}"
+        )
+    how = NoEncryption() if passphrase is None else BestAvailableEncryption(passphrase.encode())
+    return private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, how)
+
+
+def load_key(folder: Path, name: str, ask: Passphrase | None = None) -> PrivateKey:
+    """A private key by name; `ask` is called where its file is encrypted.
+
+    NotFoundError where it is not there; BadRequestError for a link, a file that others may read, or a wrong passphrase.
+    """
     path = _path(folder, name, ".pem")
     try:
-        data, mode = path.read_bytes(), path.stat().st_mode
+        data, found = _read_plain(path)
     except OSError as error:
+        if path.is_symlink():
+            raise BadRequestError(f"{path} is a link; a private key is a file of its own") from error
         raise NotFoundError(f"no key {name!r} in {folder}; `guardedit keys new {name}` makes one") from error
-    if mode & 0o077:
+    if found.st_mode & 0o077:
         raise BadRequestError(f"{path} may be read by others; `chmod 600` it, or make another key")
-    return PrivateKey(_private(data, path))
+    if b"ENCRYPTED" not in data.split(b"\n", 1)[0]:
+        return PrivateKey(_private(data, path))
+    passphrase = ask(name) if ask is not None else None
+    if not passphrase:
+        raise BadRequestError(
+            f"{path} is encrypted; give its passphrase at the prompt or in $GUARDEDIT_KEY_PASSPHRASE"
+        )
+    return PrivateKey(_private(data, path, passphrase.encode()))
+
+
+def _read_plain(path: Path) -> tuple[bytes, os.stat_result]:
+    """Bytes and mode of one and the same regular file; links are not followed."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise BadRequestError(f"{path} is not a plain file")
+        return file.read(), found
 
 
 def names(folder: Path) -> dict[str, PublicKey]:
@@ -100,10 +143,12 @@ def names(folder: Path) -> dict[str, PublicKey]:
     return {path.stem: read_public(path) for path in sorted(folder.glob("*.pub"))}
 
 
-def _private(data: bytes, path: Path) -> Ed25519PrivateKey:
+def _private(data: bytes, path: Path, passphrase: bytes | None = None) -> Ed25519PrivateKey:
     try:
-        key = load_pem_private_key(data, None)
+        key = load_pem_private_key(data, passphrase)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        if passphrase is not None:
+            raise BadRequestError(f"{path} does not open with this passphrase, or was changed") from error
         raise BadRequestError(f"{path} is not a private key: {error}") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise BadRequestError(f"{path} is not an Ed25519 key")

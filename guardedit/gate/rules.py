@@ -119,7 +119,7 @@ class Rule(Grown):
         return f"{self.say(value)} The policy {verb} the form that holds in a context only (`--editor contextual`)."
 
 
-_LATER = {"approvals": 1, "signed": False, "profile": "solo"}
+_LATER = {"approvals": 1, "signed": False, "profile": "solo", "policy_owners": 1}
 
 
 class Policy(Record):
@@ -141,6 +141,8 @@ class Policy(Record):
     """Whether an approval counts only with the signature of a trusted key."""
     profile: Literal["solo", "team"] = "solo"
     """"team" asks for signed words of somebody else; "solo" is one person alone, whose own approvals are marked."""
+    policy_owners: StrictInt = Field(default=1, ge=1)
+    """How many policy owners have to sign the next policy, and to name a key."""
     rules: tuple[Rule, ...] = Field(min_length=1)
 
     @field_validator("approval_hours")

@@ -18,6 +18,7 @@ from guardedit.records import Decision, Record
 
 DECISION = "application/vnd.guardedit.decision+json"
 PROPOSAL = "application/vnd.guardedit.proposal+json"
+REVIEW = "application/vnd.guardedit.review+json"
 MAX_EMERGENCY_HOURS = 4.0
 Signed = dict[str, Any]
 """A DSSE envelope as JSON has it."""

@@ -2,7 +2,8 @@
 
 The first keys are trusted on somebody's word. As soon as a policy owner's key is trusted, every further entry about
 keys needs a policy owner's signature; an entry without one is an integrity failure. A revoked key stays revoked, so
-that an old entry that is played again trusts nobody.
+that an old entry that is played again trusts nobody. Where the accepted policy says `policy_owners = 2`, a key is
+trusted once that many owners have said so; one owner's word revokes.
 """
 
 from __future__ import annotations
@@ -15,12 +16,22 @@ from pydantic import ValidationError
 
 from guardedit.errors import BadRequestError, IntegrityError, NeedsApprovalError, NotFoundError
 from guardedit.gate.keys import PublicKey, parse_public, require_signed
+from guardedit.gate.policy_words import (
+    POLICY_SIGNED,
+    POLICY_STATEMENT,
+    POLICY_WITHDRAWN,
+    PolicyStatement,
+    PolicyWords,
+)
 from guardedit.records import Record
 
 Role = Literal["reviewer", "proposer", "runner", "break-glass", "policy-owner", "auditor"]
 ROLES: tuple[Role, ...] = get_args(Role)
 TRUSTED, REVOKED = "key-trusted", "key-revoked"
 STATEMENT = "application/vnd.guardedit.key+json"
+
+
+_REFUSALS = (BadRequestError, NotFoundError, NeedsApprovalError)
 
 
 class Entered(Protocol):
@@ -72,20 +83,40 @@ class TrustedKey:
         given = self.roles.get(role)
         return self.revoked is None and given is not None and (seq is None or given < seq)
 
+    def had(self, role: Role, seq: int) -> bool:
+        """Whether the key had the role when entry `seq` was written, whatever became of it since."""
+        given = self.roles.get(role)
+        return given is not None and given < seq and (self.revoked is None or seq < self.revoked)
+
 
 class Trust:
     """The trusted set, built entry by entry."""
 
     def __init__(self, entries: Iterable[Entered] = ()) -> None:
         self.keys: dict[str, TrustedKey] = {}
+        self.policies = PolicyWords()
+        self._waiting: dict[tuple[str, str, Role | None], dict[str, int]] = {}
+        """What too few owners have said so far: (key, name, role) -> owner's key -> entry."""
         for entry in entries:
             if entry.kind in (TRUSTED, REVOKED):
                 self._take(entry)
+            elif entry.kind in (POLICY_SIGNED, POLICY_WITHDRAWN):
+                self._take_policy(entry)
 
     @property
     def owned(self) -> bool:
         """Whether a policy owner was ever named: from then on words about keys are signed."""
         return any("policy-owner" in known.roles for known in self.keys.values())
+
+    @property
+    def revoked(self) -> frozenset[str]:
+        """Ids of the keys that are trusted no longer."""
+        return frozenset(key_id for key_id, known in self.keys.items() if known.revoked is not None)
+
+    def waiting(self, word: KeyStatement) -> int:
+        """How many more owners have to say the same until it holds; 0 where it holds."""
+        said = self._waiting.get((word.key_id, word.name, word.role), {})
+        return self.policies.needed - len(said.keys() - self.revoked) if said else 0
 
     def require(self, key_id: str | None, role: Role, seq: int | None = None) -> TrustedKey:
         """The trusted key of that id with that role. NeedsApprovalError says what is wrong with it."""
@@ -129,16 +160,42 @@ class Trust:
             word = KeyStatement.model_validate(entry.body["statement"])
             self._authorised(word, entry)
             self.check(word)
-        except (KeyError, ValidationError, BadRequestError, NotFoundError, NeedsApprovalError) as error:
+        except (KeyError, TypeError, ValidationError, IntegrityError, *_REFUSALS) as error:
             raise IntegrityError(f"ledger entry {entry.seq} about a key cannot stand: {error}") from error
         if word.act == "revoke":
             old = self.keys[word.key_id]
             self.keys[word.key_id] = TrustedKey(old.key, old.name, old.roles, entry.seq, word.reason)
-        else:
+        elif self._agreed(word, entry.seq):
             self._trusted(word, entry.seq)
 
+    def _agreed(self, word: KeyStatement, seq: int) -> bool:
+        """Whether enough owners have said this; where there is none, anybody's word is enough."""
+        if not self.owned or self.policies.needed == 1:
+            return True
+        what = (word.key_id, word.name, word.role)
+        said = self._waiting.setdefault(what, {})
+        said.setdefault(word.key or "", seq)
+        if len(said.keys() - self.revoked) < self.policies.needed:
+            return False
+        del self._waiting[what]
+        return True
+
+    def _take_policy(self, entry: Entered) -> None:
+        try:
+            word = PolicyStatement.model_validate(entry.body["statement"])
+            if (entry.kind == POLICY_WITHDRAWN) != (word.act == "withdraw"):
+                raise IntegrityError(f"the entry is {entry.kind}, its statement says {word.act}")
+            owner = self.require(word.key, "policy-owner", entry.seq)
+            require_signed(entry.body.get("envelope"), word, POLICY_STATEMENT, owner.key)
+        except (KeyError, TypeError, ValidationError, NeedsApprovalError, IntegrityError) as error:
+            raise IntegrityError(f"ledger entry {entry.seq} about a policy cannot stand: {error}") from error
+        self.policies.take(word, owner.key.key_id, entry.seq, self.revoked)
+
     def _trusted(self, word: KeyStatement, seq: int) -> None:
-        key = parse_public((word.public or "").encode(), f"key {word.name}")
+        try:
+            key = parse_public((word.public or "").encode(), f"key {word.name}")
+        except BadRequestError as error:
+            raise IntegrityError(f"ledger entry {seq} trusts what is no key: {error}") from error
         if key.key_id != word.key_id or word.role is None:
             raise IntegrityError(f"ledger entry {seq}: the key is {key.key_id[:12]}, not {word.key_id[:12]}")
         old = self.keys.get(key.key_id)

@@ -13,13 +13,15 @@ from guardedit.errors import (
     NeedsApprovalError,
     NotFoundError,
 )
+from guardedit.gate.approvals import require_readable
 from guardedit.gate.keys import require_signed
+from guardedit.gate.replaying import reviews
+from guardedit.gate.signatures import REVIEW
+from guardedit.gate.trust import Trust
 from guardedit.pipeline.recovery import editing
 from guardedit.pipeline.signing import signer, trust
 from guardedit.pipeline.workspace import Workspace
 from guardedit.records import Decision, canonical
-
-REVIEW = "application/vnd.guardedit.review+json"
 
 
 def checkpoint(workspace: Workspace, out: Path | None = None) -> dict[str, Any]:
@@ -70,9 +72,9 @@ def verify_anchor(workspace: Workspace, file: Path) -> dict[str, Any]:
 
 
 def open_reviews(workspace: Workspace) -> list[dict[str, Any]]:
-    """Emergency words that nobody has looked at again, oldest first."""
+    """Emergency words that nobody has looked at again, oldest first. IntegrityError for a review that was forged."""
     entries = workspace.ledger.entries()
-    done = {e.body["of"] for e in entries if e.kind == "reviewed"}
+    done = reviews(entries, Trust(entries))
     return [
         {"plan_id": e.body["plan_id"], "seq": e.seq, "ticket": word["ticket"], "by": word["approver"],
          "due": word["review_due"], "overdue": word["review_due"] < workspace.now().isoformat()}
@@ -88,6 +90,7 @@ def review(workspace: Workspace, plan_id: str, note: str) -> dict[str, Any]:
     """
     if not note.strip():
         raise BadRequestError("reviewed: a note is needed")
+    require_readable("reviewed", note)
     key = signer(workspace)
     if key is None:
         raise NeedsApprovalError("a review is signed: name a reviewer's or auditor's key with --key")

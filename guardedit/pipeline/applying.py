@@ -21,8 +21,10 @@ from guardedit.gate.policy import judge, lineage_scores
 from guardedit.gate.states import State, advance
 from guardedit.pipeline.anchoring import after_commit
 from guardedit.pipeline.beliefs import believed, outcomes, target_probabilities
+from guardedit.pipeline.clock import require_clock
 from guardedit.pipeline.deciding import drift_digest_of, require_approved
 from guardedit.pipeline.monitoring import monitor
+from guardedit.pipeline.policies import require_policy
 from guardedit.pipeline.recovery import editing
 from guardedit.pipeline.workspace import Workspace
 from guardedit.records import AuditReport, DriftReport, Judgement, Plan, digest_of
@@ -60,6 +62,8 @@ def _require_plan_may_go(workspace: Workspace, plan: Plan, state: State) -> None
     advance(state, "stage")
     _require_fresh(workspace, plan)
     policy = workspace.kit.policy
+    require_clock(workspace)
+    require_policy(workspace, policy)
     if state == "auto-approved":
         _require_waivers_stand(workspace, plan)
     require_approved(workspace, plan, policy)
@@ -191,12 +195,24 @@ def _settle(workspace: Workspace, plan: Plan) -> None:
     if word is not None and word.outcome == "rejected" and word.drift_digest is not None:
         _drop(workspace, plan, f"rejected by {word.approver}: {word.reason}", facts)
         return
+    require_clock(workspace)
+    _require_same_policy(workspace, plan)
+    require_policy(workspace, workspace.kit.policy)
     require_approved(workspace, plan, workspace.kit.policy, drift_digest_of(workspace, plan.plan_id))
     try:
         _commit(workspace, plan, facts)
     except StaleError as error:
         _drop(workspace, plan, str(error), facts)
         raise
+
+
+def _require_same_policy(workspace: Workspace, plan: Plan) -> None:
+    """A held edit waits for what its own policy asks; another file, with fewer demands, does not let it go ahead."""
+    if plan.policy_digest != workspace.kit.policy.digest:
+        raise StaleError(
+            f"edit {plan.plan_id} was judged by policy {plan.policy_digest}, this one is "
+            f"{workspace.kit.policy.digest}; name its own with --policy, or roll it back and plan again"
+        )
 
 
 def _last_facts(workspace: Workspace, plan_id: str) -> dict[str, Any]:

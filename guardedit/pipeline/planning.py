@@ -27,6 +27,7 @@ from guardedit.pipeline.deciding import demands
 from guardedit.pipeline.expecting import with_expectations
 from guardedit.pipeline.kit import MAPS
 from guardedit.pipeline.measuring import key_layer, placed, risk_contexts
+from guardedit.pipeline.policies import require_policy
 from guardedit.pipeline.recovery import editing
 from guardedit.pipeline.screening import Screening, screen
 from guardedit.pipeline.signing import proposal
@@ -78,6 +79,7 @@ def make_plan(
     asked = (requests,) if isinstance(requests, EditRequest) else tuple(requests)
     require_plannable(editor, asked)
     settle_first(workspace)
+    require_policy(workspace, workspace.kit.policy)
     settings = workspace.kit.settings(editor, hparams)
     check_waivers(waivers, workspace.kit.policy, workspace.now())
     completed = tuple(complete(workspace.handle, request) for request in asked)
@@ -138,6 +140,7 @@ def waive(workspace: Workspace, plan_id: str, waivers: Sequence[Waiver]) -> Plan
     Raises BadRequestError for a waiver that could lift nothing, StaleError where the plan is past deciding.
     """
     old, policy, now = workspace.read_plan(plan_id), workspace.kit.policy, workspace.now()
+    require_policy(workspace, policy)
     with editing(workspace):
         advance(workspace.state(plan_id), "supersede")
         check_waivers(waivers, policy, now)

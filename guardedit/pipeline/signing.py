@@ -8,6 +8,7 @@ from typing import Any
 from guardedit.config import keys_folder, named_key
 from guardedit.errors import BadRequestError, NeedsApprovalError
 from guardedit.gate import keys
+from guardedit.gate.approvals import require_readable
 from guardedit.gate.signatures import PROPOSAL, Proposal, Signed
 from guardedit.gate.trust import REVOKED, STATEMENT, TRUSTED, KeyStatement, Role, Trust
 from guardedit.pipeline.recovery import editing
@@ -28,7 +29,7 @@ def folder_of(workspace: Workspace) -> Path:
 def signer(workspace: Workspace) -> keys.PrivateKey | None:
     """The key that was asked for, or None; raises NotFoundError or BadRequestError where it cannot be used."""
     name = workspace.settings.key or named_key()
-    return keys.load_key(folder_of(workspace), name) if name else None
+    return keys.load_key(folder_of(workspace), name, workspace.ask) if name else None
 
 
 def trust(workspace: Workspace) -> Trust:
@@ -50,6 +51,7 @@ def revoke_key(workspace: Workspace, name: str, reason: str) -> KeyStatement:
     """Trust a key no longer, for good; what it signed and nobody has applied counts no more. Raises as `trust_key`."""
     if not reason.strip():
         raise BadRequestError("revoke: a reason is needed")
+    require_readable("revoke", reason)
     known = trust(workspace).named(name)
     word = KeyStatement(
         act="revoke", key_id=known.key.key_id, name=known.name, reason=reason.strip(),
@@ -69,6 +71,11 @@ def _record(workspace: Workspace, word: KeyStatement, kind: str) -> KeyStatement
         envelope = key.sign(canonical(word), STATEMENT) if key else None
         workspace.ledger.append(kind, {"statement": word.model_dump(mode="json"), "envelope": envelope})
     return word
+
+
+def missing_owners(workspace: Workspace, word: KeyStatement) -> int:
+    """How many more policy owners have to say the same until it holds."""
+    return trust(workspace).waiting(word)
 
 
 def _require_owner(known: Trust, word: KeyStatement) -> None:

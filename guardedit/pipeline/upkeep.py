@@ -11,6 +11,7 @@ from guardedit.audit.version_reading import Verified
 from guardedit.audit.versions import VersionStore
 from guardedit.config import Settings
 from guardedit.errors import IntegrityError
+from guardedit.gate.replaying import replayed
 from guardedit.gate.states import State
 from guardedit.models.handle import ModelHandle
 from guardedit.pipeline.anchoring import open_reviews
@@ -58,12 +59,14 @@ def _edit(requests: list[dict[str, Any]], stopped: list[dict[str, Any]]) -> str:
 
 
 def verify(workspace: Workspace) -> dict[str, Any]:
-    """Recompute the digests of ledger, versions, staged copies, plans, deltas and the model's kit from their bytes, and
-    compare what the ledger says with what the versions are.
+    """Recompute the digests of ledger, versions, staged copies, plans, deltas and the model's kit from their bytes,
+    play the record again (keys, policies, signatures, steps), and compare what the ledger says with what
+    the versions are.
 
     Raises IntegrityError at the first that is not what was recorded, naming it.
     """
     head = workspace.ledger.verify()
+    record = replayed(workspace.ledger.entries())
     plans = workspace.ledger.entries("planned")
     for entry in plans:
         plan = workspace.read_plan(entry.body["plan_id"])
@@ -78,6 +81,9 @@ def verify(workspace: Workspace) -> dict[str, Any]:
         "digest": checked.digest if checked else None,
         "bytes_hashed": checked.n_bytes if checked else 0,
         "kit_files": len(kit.digests) if kit else 0,
+        "key_statements": record.key_statements,
+        "policy_statements": record.policy_statements,
+        "signatures": record.signatures,
     }
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from guardedit.audit.ledger import Entry, Ledger
 from guardedit.audit.versions import VersionStore
-from guardedit.config import Settings, current_user
+from guardedit.config import Settings, current_user, key_passphrase
 from guardedit.edits.deltas import EditDelta, decode, restore, saved
 from guardedit.errors import IntegrityError, NotFoundError, StaleError
 from guardedit.gate.states import Event, State, replay
@@ -38,6 +38,11 @@ def _silent(_: str, __: float) -> None:
     """No progress display."""
 
 
+def _nobody(_: str) -> str | None:
+    """Nobody is there to be asked for a passphrase: it is in the environment, or not known."""
+    return key_passphrase()
+
+
 class Workspace:
     """A guarded model. Making one reads nothing; the model is loaded when it is first needed."""
 
@@ -47,6 +52,8 @@ class Workspace:
         self.home = self.settings.home
         self.ledger = Ledger(self.home / "ledger.sqlite")
         self.store = VersionStore(self.home)
+        self.ask: Callable[[str], str | None] = _nobody
+        """What asks for the passphrase of an encrypted key, by the key's name."""
         self._at: str | None = None
         """Digest of the version that the loaded model was last brought to."""
 

@@ -1,0 +1,117 @@
+"""Policy owners at work: sign a policy file, withdraw one, and refuse a policy that they have not agreed to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from guardedit.errors import BadRequestError, NeedsApprovalError, NotFoundError
+from guardedit.gate.approvals import require_readable
+from guardedit.gate.keys import PrivateKey
+from guardedit.gate.policy_words import POLICY_SIGNED, POLICY_STATEMENT, POLICY_WITHDRAWN, PolicyStatement
+from guardedit.gate.rules import Policy, load_policy
+from guardedit.gate.trust import Trust
+from guardedit.pipeline.kit import POLICY, full_name, kit_folder
+from guardedit.pipeline.recovery import editing
+from guardedit.pipeline.signing import signer, trust
+from guardedit.pipeline.workspace import Workspace
+from guardedit.records import canonical
+
+HOW = "`guardedit policy sign FILE --key NAME` is a policy owner's word on it (docs/approvals.md)"
+
+
+def require_policy(workspace: Workspace, policy: Policy) -> None:
+    """Refuse a policy that the home's policy owners have not agreed to.
+
+    Asked where the policy is a team's and the home has a policy owner, and of every policy as soon as one was accepted:
+    a file that calls itself "solo" is no way around. NeedsApprovalError says what is missing.
+    """
+    known = trust(workspace)
+    if not (known.policies.any or (known.owned and policy.profile == "team")):
+        return
+    problem = known.policies.problem(policy.digest, policy.policy_owners, known.revoked)
+    if problem is not None:
+        raise NeedsApprovalError(f"policy {policy.name} ({policy.digest[:19]}…): {problem}; {HOW}")
+
+
+def sign_policy(workspace: Workspace, file: Path | None) -> dict[str, Any]:
+    """Put a policy owner's signature under a policy's digest on record; without a file, the model's own policy.
+
+    PolicyError for a file that is none, NeedsApprovalError without a policy owner's key, BadRequestError where that key
+    has signed it already.
+    """
+    policy = load_policy(file or kit_folder(full_name(workspace.settings.model)) / POLICY)
+    key = _owner(workspace)
+    word = PolicyStatement(
+        act="sign", policy_digest=policy.digest, name=policy.name, owners=policy.policy_owners,
+        by=workspace.user, key=key.public.key_id, at=workspace.now().isoformat(),
+    )  # fmt: skip
+    with editing(workspace):
+        known = trust(workspace)
+        said = known.policies.policies.get(policy.digest)
+        if said is not None and key.public.key_id in said.signers:
+            raise BadRequestError(
+                f"{policy.name} ({policy.digest[:19]}…) carries this key's signature already"
+            )
+        _append(workspace, word, key, POLICY_SIGNED)
+    return _row(trust(workspace), policy.digest)
+
+
+def withdraw_policy(workspace: Workspace, digest: str, reason: str) -> dict[str, Any]:
+    """Take all owners' words on a policy back. NotFoundError for a digest that nobody signed; else as `sign_policy`."""
+    if not reason.strip():
+        raise BadRequestError("withdraw: a reason is needed")
+    require_readable("withdraw", reason)
+    key = _owner(workspace)
+    with editing(workspace):
+        known = trust(workspace)
+        found = _named(known, digest)
+        word = PolicyStatement(
+            act="withdraw", policy_digest=found, name=known.policies.policies[found].name,
+            owners=known.policies.policies[found].owners, reason=reason.strip(),
+            by=workspace.user, key=key.public.key_id, at=workspace.now().isoformat(),
+        )  # fmt: skip
+        _append(workspace, word, key, POLICY_WITHDRAWN)
+    return _row(trust(workspace), found)
+
+
+def _named(known: Trust, digest: str) -> str:
+    """The one signed policy whose digest starts so, with or without "sha256:"."""
+    start = digest.removeprefix("sha256:")
+    found = [
+        one for one in known.policies.policies if start and one.removeprefix("sha256:").startswith(start)
+    ]
+    if len(found) != 1:
+        raise NotFoundError(
+            f"{len(found)} signed policies have a digest {digest[:80]!r}; see `guardedit policy list`"
+        )
+    return found[0]
+
+
+def _owner(workspace: Workspace) -> PrivateKey:
+    key = signer(workspace)
+    if key is None:
+        raise NeedsApprovalError("a policy is signed: name a policy owner's key with --key")
+    trust(workspace).require(key.public.key_id, "policy-owner")
+    return key
+
+
+def _append(workspace: Workspace, word: PolicyStatement, key: PrivateKey, kind: str) -> None:
+    envelope = key.sign(canonical(word), POLICY_STATEMENT)
+    workspace.ledger.append(kind, {"statement": word.model_dump(mode="json"), "envelope": envelope})
+
+
+def listed_policies(workspace: Workspace) -> list[dict[str, Any]]:
+    """Every policy that an owner has signed, oldest first."""
+    known = trust(workspace)
+    return [_row(known, digest) for digest in known.policies.policies]
+
+
+def _row(known: Trust, digest: str) -> dict[str, Any]:
+    said = known.policies.policies[digest]
+    problem = known.policies.problem(digest, said.owners, known.revoked)
+    signers = [known.keys[key_id].name for key_id in said.signers if key_id not in known.revoked]
+    return {
+        "name": said.name, "policy_digest": digest, "owners": said.owners, "signed_by": signers,
+        "counts": problem is None, "problem": problem,
+    }  # fmt: skip
