@@ -16,13 +16,13 @@ from guardedit.audit.period import Envelope, Evidence, PeriodAudit, audit_of
 from guardedit.errors import BadRequestError, IntegrityError, NotFoundError
 from guardedit.gate.approvals import parse_time
 from guardedit.gate.states import replay
-from guardedit.pipeline.applying import UNTRACKED
+from guardedit.pipeline.applying import OUTCOMES, UNTRACKED
 from guardedit.pipeline.recovery import disagreement
 from guardedit.pipeline.workspace import Workspace, versions
 from guardedit.records import AuditReport, DriftReport, Judgement, Record, RequestOutcome, digest_of_bytes
 
-_OUTCOMES = {"approved": "needs-approval", "staged": "held"}
-"""States that a report calls by the outcome they wait for."""
+_ON_THE_WAY = {"applied": "staged", "monitored": "staged"}
+"""States that an audit calls by the word it has always had for them, so that audits from before still bear out."""
 
 
 def period_of(since: str | None, until: str | None) -> Period:
@@ -41,7 +41,7 @@ def audit(workspace: Workspace, period: Period) -> PeriodAudit:
     """
     workspace.ledger.verify()
     problem = disagreement(workspace) if workspace.store.exists else None
-    if problem is not None and "staged" not in workspace.states().values():
+    if problem is not None and not _ON_THE_WAY.keys() & set(workspace.states().values()):
         raise IntegrityError(f"{problem}; `guardedit recover` puts right what a crash left")
     lineage = workspace.store.lineage() if workspace.store.exists else None
     evidence = _evidence(workspace, workspace.ledger.entries(), lineage, period)
@@ -58,7 +58,7 @@ def _evidence(
     workspace: Workspace, entries: tuple[Entry, ...], lineage: Lineage | None, period: Period
 ) -> Evidence:
     span = cut(entries, period)
-    states = _states(span.known)
+    states = {plan_id: _ON_THE_WAY.get(state, state) for plan_id, state in _states(span.known).items()}
     plans = {plan_id: workspace.read_plan(plan_id) for plan_id in states}
     model = lineage.base.name if lineage else workspace.settings.model
     return evidence_of(Source(span, plans, states, lineage, model), period)
@@ -180,7 +180,7 @@ def _facts_then(workspace: Workspace, edit_id: str, history: tuple[Entry, ...]) 
         "plan_digest": plan.digest,
         "plan": plan.model_dump(mode="json"),
         "decision": words[-1] if words else None,
-        "outcome": _OUTCOMES.get(state, state),
+        "outcome": OUTCOMES.get(state, state),
         **measured,
         "target_probabilities": facts.get("target_probabilities", {}),
         "outcomes": rows,
