@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from guardedit.pipeline import Guard
+    from guardedit.pipeline.history import History
 
 app = typer.Typer(
     name="guardedit",
@@ -50,6 +51,8 @@ KeysOption = Annotated[
 HparamsOption = Annotated[
     Path | None, typer.Option("--hparams", help="A settings file, .toml or .json, as `tune` writes it.")
 ]
+PlanArgument = Annotated[str, typer.Argument(help="A plan's name, as `guardedit status` lists it.")]
+ReasonOption = Annotated[str, typer.Option("--reason", help="Why; goes on record.")]
 DEFAULT_MODEL = "smollm2-135m"
 
 
@@ -76,6 +79,15 @@ class Options:
 
         model = self.named_model or guarded_model(self.home) or DEFAULT_MODEL
         return open_guard(model, self.home, **self.extra)
+
+    def history(self) -> History:
+        """The record of the home, for what needs no model: quick, since torch stays away."""
+        from guardedit.config import Settings
+        from guardedit.pipeline.history import History
+        from guardedit.pipeline.upkeep import guarded_model
+
+        model = self.named_model or guarded_model(self.home) or DEFAULT_MODEL
+        return History(Settings(model=model, home=self.home, **self.extra))
 
 
 @app.callback()

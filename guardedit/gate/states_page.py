@@ -21,9 +21,7 @@ def table() -> str:
 def diagram() -> str:
     """The same as a Mermaid state diagram."""
     names = [f'    state "{state}" as {_alias(state)}' for state in get_args(State) if "-" in state]
-    arrows = [
-        f"    {_alias(start)} --> {_alias(t.to)}: {event}" for (start, event), t in TRANSITIONS.items()
-    ]
+    arrows = [f"    {_alias(start)} --> {_alias(t.to)}: {event}" for (start, event), t in TRANSITIONS.items()]
     ends = [f"    {_alias(state)} --> [*]" for state in get_args(State) if state in TERMINAL]
     return "\n".join(["stateDiagram-v2", *names, f"    [*] --> {START}", *arrows, *ends])
 

@@ -6,10 +6,11 @@ Both are transitions like others: a ledger entry each, so that nobody has to try
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from guardedit.gate.approvals import hours_of, lapsed
 from guardedit.gate.rules import Policy
-from guardedit.gate.states import PENDING, State, advance
+from guardedit.gate.states import PENDING, State, advance, allowed
 from guardedit.pipeline.history import History
 from guardedit.records import Plan
 
@@ -49,6 +50,24 @@ def aged(workspace: History, plan: Plan, state: State, policy: Policy) -> State:
     body = {"event": "expire", "plan_id": plan.plan_id, "edit_id": plan.plan_id, "reason": reason}
     workspace.ledger.append("expired", body)
     return advance(state, "expire")
+
+
+def record_superseded(
+    workspace: History, plan_id: str, by: str, more: Mapping[str, Any] | None = None
+) -> None:
+    """A new plan takes the place of an old one."""
+    body = {"event": "supersede", "plan_id": plan_id, "edit_id": plan_id, "by": by, **(more or {})}
+    workspace.ledger.append("superseded", body)
+
+
+def half_replaced(workspace: History, states: Mapping[str, State]) -> dict[str, str]:
+    """Plans whose replacement is on record while they still wait: the process ended in between. Old -> new."""
+    planned = [e.body for e in workspace.ledger.entries("planned") if e.body.get("replaces")]
+    return {
+        body["replaces"]: body["plan_id"]
+        for body in planned
+        if "supersede" in allowed(states.get(body["replaces"], "superseded"))
+    }
 
 
 def moved_on(workspace: History, plan_id: str) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 from guardedit.audit.lineage import Lineage
 from guardedit.gate.states import State
 from guardedit.pipeline.history import History
-from guardedit.pipeline.outdating import outdate, overtaken
+from guardedit.pipeline.outdating import half_replaced, outdate, overtaken, record_superseded
 
 UNFINISHED = "the process ended before the monitor had finished"
 LOST = "the commit was on record, but its staged copy is gone or was changed; it never went live"
@@ -56,6 +56,8 @@ def recover(workspace: History) -> dict[str, Any]:
         for plan_id, (name, reason) in _discrepancies(workspace, states).items():
             _record(workspace, plan_id, reason, undone=name == "undone")
             report[name].append(plan_id)
+        for plan_id, new in half_replaced(workspace, states).items():
+            record_superseded(workspace, plan_id, new)
         report["outdated"] = outdate(workspace)
     return report
 
@@ -123,6 +125,7 @@ def _unsettled(workspace: History) -> bool:
         or _discrepancies(workspace, states)
         or _half_undone(workspace.store.lineage(), states)
         or overtaken(workspace, states)
+        or half_replaced(workspace, states)
     )
 
 

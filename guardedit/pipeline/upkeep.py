@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from guardedit.audit.ledger import Entry
 from guardedit.audit.version_reading import Verified
@@ -12,13 +12,16 @@ from guardedit.audit.versions import VersionStore
 from guardedit.config import Settings
 from guardedit.errors import IntegrityError
 from guardedit.gate.states import State
-from guardedit.models.handle import ModelHandle
 from guardedit.pipeline.anchoring import open_reviews
+from guardedit.pipeline.history import History
 from guardedit.pipeline.recovery import disagreement
-from guardedit.pipeline.workspace import Workspace
+
+if TYPE_CHECKING:
+    from guardedit.models.handle import ModelHandle
+    from guardedit.pipeline.workspace import Workspace
 
 
-def status(workspace: Workspace) -> dict[str, Any]:
+def status(workspace: History) -> dict[str, Any]:
     """What is live and where every plan stands; reads ledger and version records, no model."""
     states = workspace.states()
     plans = [_line(entry, states) for entry in workspace.ledger.entries("planned")]
@@ -100,6 +103,8 @@ def guarded_model(home: Path) -> str | None:
 
 def load_live(workspace: Workspace) -> ModelHandle:
     """The live model of the workspace's home, whatever model that is."""
+    from guardedit.pipeline.workspace import Workspace
+
     base = workspace.store.base()
     known = Settings(model=base.name, home=workspace.home)
     return Workspace(known).handle
