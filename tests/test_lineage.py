@@ -218,7 +218,7 @@ def test_a_crash_before_the_verdict_leaves_the_live_model_and_no_copy(
     with monkeypatch.context() as patch, pytest.raises(Crashed):
         if where == "monitor":
             patch.setattr("guardedit.pipeline.applying.monitor", crash)
-            patch.setattr("guardedit.pipeline.applying.drop", crash)
+            patch.setattr("guardedit.pipeline.publishing.drop", crash)
         else:
             patch.setattr(*((VersionStore, "stage") if where == "stage" else (guard.ledger, "append")), crash)
         guard.apply(plan.plan_id)

@@ -9,7 +9,16 @@ from typing import Annotated, Any
 import typer
 
 from guardedit.cli.auditing import verify_report
-from guardedit.cli.common import HomeOption, JsonOption, ModelOption, TrackingOption, app, emit, from_context
+from guardedit.cli.common import (
+    DEFAULT_MODEL,
+    HomeOption,
+    JsonOption,
+    ModelOption,
+    TrackingOption,
+    app,
+    emit,
+    from_context,
+)
 
 
 @app.command()
@@ -17,8 +26,10 @@ def status(
     context: typer.Context, model: ModelOption = None, home: HomeOption = None, as_json: JsonOption = False
 ) -> None:
     """What is live, and where every plan stands."""
+    from guardedit.pipeline.overview import overview
+
     options = from_context(context, model, home, as_json)
-    found = options.guard().status()
+    found = overview(options.home, options.named_model or DEFAULT_MODEL)
     lines = [f"{found['model']}  {found['digest'] or 'nothing planned yet'}  ({found['version'] or 'base'})"]
     lines += [f"  {p['plan_id']:40} {p['state']:15} {p['editor']:10} {p['edit']}" for p in found["plans"]]
     lines += [
@@ -37,14 +48,18 @@ def log(
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The ledger, oldest first; the whole chain is checked before it is shown."""
+    """The ledger, oldest first; the whole chain is checked before it is shown, unless nobody touched its file since
+    the last check. With --json whole entries, always checked."""
+    from guardedit.pipeline.overview import slips_of
+
     options = from_context(context, model, home, as_json)
-    entries = options.guard().ledger.entries(edit_id=edit_id)
-    document = {"entries": [vars(entry) for entry in entries]}
-    lines = [
-        f"{e.seq:5} {e.at[:19]} {e.kind:12} {e.body.get('edit_id', '')}  {e.digest[7:19]}" for e in entries
-    ]
-    emit(options, document, "\n".join(lines) or "the ledger is empty")
+    if options.as_json:
+        entries = options.history().ledger.entries(edit_id=edit_id)
+        emit(options, {"entries": [vars(entry) for entry in entries]}, "")
+        return
+    slips = [slip for slip in slips_of(options.home) if edit_id in (None, slip.edit_id)]
+    lines = [f"{s.seq:5} {s.at[:19]} {s.kind:12} {s.edit_id or ''}  {s.digest[7:19]}" for s in slips]
+    emit(options, {}, "\n".join(lines) or "the ledger is empty")
 
 
 @app.command()

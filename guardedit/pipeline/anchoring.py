@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from guardedit.audit.checkpoints import CHECKPOINT, Checkpoint, read_checkpoint, write_checkpoint
+from guardedit.audit.index import slip_of
 from guardedit.errors import (
     BadRequestError,
     GuardeditError,
@@ -15,6 +16,7 @@ from guardedit.errors import (
 )
 from guardedit.gate.keys import require_signed
 from guardedit.pipeline.history import History
+from guardedit.pipeline.overview import reviews_of
 from guardedit.pipeline.recovery import editing
 from guardedit.pipeline.signing import signer, trust
 from guardedit.records import Decision, canonical
@@ -71,14 +73,7 @@ def verify_anchor(workspace: History, file: Path) -> dict[str, Any]:
 
 def open_reviews(workspace: History) -> list[dict[str, Any]]:
     """Emergency words that nobody has looked at again, oldest first."""
-    entries = workspace.ledger.entries()
-    done = {e.body["of"] for e in entries if e.kind == "reviewed"}
-    return [
-        {"plan_id": e.body["plan_id"], "seq": e.seq, "ticket": word["ticket"], "by": word["approver"],
-         "due": word["review_due"], "overdue": word["review_due"] < workspace.now().isoformat()}
-        for e in entries
-        if e.kind == "decided" and (word := e.body["decision"]).get("ticket") and e.seq not in done
-    ]  # fmt: skip
+    return reviews_of(map(slip_of, workspace.ledger.entries()), workspace.now())
 
 
 def review(workspace: History, plan_id: str, note: str) -> dict[str, Any]:

@@ -15,17 +15,7 @@ from guardedit.gate.policy import judge, lineage_scores
 from guardedit.pipeline.beliefs import believed, outcomes, target_probabilities
 from guardedit.pipeline.history import History
 from guardedit.pipeline.monitoring import monitor
-from guardedit.pipeline.publishing import (
-    drop,
-    last_facts,
-    require_open,
-    require_unmoved,
-    require_yes,
-    settle_held,
-    settle_monitored,
-    stage,
-    take_back,
-)
+from guardedit.pipeline.publishing import Today, carry_out, last_facts, take_back
 from guardedit.pipeline.recovery import editing
 from guardedit.pipeline.workspace import Workspace
 from guardedit.records import AuditReport, DriftReport, Judgement, Plan, digest_of
@@ -44,40 +34,21 @@ def apply_plan(workspace: Workspace, plan_id: str) -> AuditReport:
     """
     plan = workspace.read_plan(plan_id)
     with editing(workspace):
-        state = workspace.state(plan_id)
-        if state == "held":
-            settle_held(workspace, plan, workspace.kit.policy)
-        elif state != "committed":
-            require_open(workspace, plan, state)
-            require_unmoved(workspace, plan, workspace.kit.digests, workspace.kit.policy)
-            _require_loaded(workspace)
-            require_yes(workspace, plan, state, workspace.kit.policy)
-            _stage(workspace, plan)
-            _judge_staged(workspace, plan)
+        today = Today(workspace.kit.policy, workspace.kit.digests)
+        carry_out(
+            workspace, plan, today, lambda: _images(workspace, plan), lambda: _monitored(workspace, plan)
+        )
         return read_report_facts(workspace, plan)
 
 
-def _require_loaded(workspace: Workspace) -> None:
+def _images(workspace: Workspace, plan: Plan) -> dict[str, bytes]:
+    """Parameter -> bytes after the edit, from the loaded model, which must be the live one."""
     loaded, live = workspace.handle.digest(), workspace.store.digest()
     if loaded != live:
         raise IntegrityError(f"the loaded model is {loaded}, the live version is {live}")
-
-
-def _stage(workspace: Workspace, plan: Plan) -> None:
     delta = workspace.read_delta(plan)
-    images = {name: raw_bytes(image) for name, image in post_images(workspace.handle, delta).items()}
     workspace.progress("staging", 0.05)
-    stage(workspace, plan, images)
-
-
-def _judge_staged(workspace: Workspace, plan: Plan) -> None:
-    """Monitor the staged copy and do what follows from it; a monitor that does not finish drops the copy."""
-    try:
-        facts = _monitored(workspace, plan)
-    except BaseException as error:
-        drop(workspace, plan, f"the monitor did not finish: {type(error).__name__}: {error}"[:500])
-        raise
-    settle_monitored(workspace, plan, facts)
+    return {name: raw_bytes(image) for name, image in post_images(workspace.handle, delta).items()}
 
 
 def _monitored(workspace: Workspace, plan: Plan) -> dict[str, Any]:

@@ -6,11 +6,11 @@ Nothing here writes a weight. A plan that the policy stops is kept all the same:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from guardedit.editors import EDITORS
-from guardedit.edits.deltas import EditDelta, record_of
+from guardedit.edits.deltas import EditDelta, encode, record_of
 from guardedit.edits.inputs import SolveInputs
 from guardedit.errors import StaleError
 from guardedit.gate.approvals import check_waivers
@@ -18,16 +18,31 @@ from guardedit.gate.policy import judge
 from guardedit.gate.screening import judge_stopped
 from guardedit.gate.states import advance
 from guardedit.models.hooks import key_hook
+from guardedit.pipeline.alternatives import in_context_form
 from guardedit.pipeline.asking import complete, require_plannable, settle_first
 from guardedit.pipeline.kit import MAPS
 from guardedit.pipeline.measuring import key_layer, placed, risk_contexts
 from guardedit.pipeline.recovery import editing
 from guardedit.pipeline.screening import Screening, screen
-from guardedit.pipeline.sealing import Draft, Replacing, seal
-from guardedit.pipeline.workspace import Workspace
-from guardedit.records import EditRequest, Plan, RiskReport, Waiver
+from guardedit.pipeline.sealing import Replacing, plan_name, record_plan
+from guardedit.pipeline.workspace import Workspace, versions
+from guardedit.records import DeltaRecord, EditRequest, Judgement, Plan, RiskReport, Screened, Waiver
 from guardedit.risk.key_view import KeyView
 from guardedit.risk.measure import measure, measure_keys
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """What a plan is made of, before it has a name."""
+
+    requests: tuple[EditRequest, ...]
+    delta: EditDelta
+    record: DeltaRecord
+    risk: RiskReport
+    judgement: Judgement
+    waivers: tuple[Waiver, ...]
+    stopped: tuple[EditRequest, ...] = ()
+    screened: tuple[Screened, ...] = ()
 
 
 def make_plan(
@@ -51,15 +66,15 @@ def make_plan(
     check_waivers(waivers, workspace.kit.policy, workspace.now())
     completed = tuple(complete(workspace.handle, request) for request in asked)
     if len(completed) == 1:
-        return seal(workspace, _solved(workspace, completed, (), editor, settings, waivers), replacing)
+        return _seal(workspace, _solved(workspace, completed, (), editor, settings, waivers), replacing)
     workspace.progress(f"screening {len(completed)} requests", 0.1)
     screening = screen(workspace, completed, key_layer(workspace, settings), waivers)
     refused = screening.stopped and workspace.kit.policy.on_stopped == "refuse"
     if refused or not screening.passed:
-        return seal(workspace, _stopped(workspace, screening, editor, waivers), replacing)
+        return _seal(workspace, _stopped(workspace, screening, editor, waivers), replacing)
     going_on = tuple(view.request for view in screening.passed)
     draft = _solved(workspace, going_on, screening.passed, editor, settings, waivers)
-    return seal(workspace, replace(draft, stopped=screening.stopped, screened=screening.rows), replacing)
+    return _seal(workspace, replace(draft, stopped=screening.stopped, screened=screening.rows), replacing)
 
 
 def _solved(
@@ -69,7 +84,7 @@ def _solved(
     editor: str,
     settings: Any,
     waivers: Sequence[Waiver],
-) -> Draft:
+) -> _Draft:
     """The requests solved as one edit, measured and judged; `views` are those of their screening, if there was one."""
     kit, handle = workspace.kit, workspace.handle
     workspace.progress(f"solving with {editor}", 0.2)
@@ -80,14 +95,14 @@ def _solved(
     judgement = judge(risk.scores, kit.policy, waivers, "preop", workspace.now(), plans)
     statistics = _statistics(workspace, editor)
     record = record_of(handle, delta, model_digest=handle.digest(), statistics_digests=statistics)
-    return Draft(requests, delta, record, risk, judgement, tuple(waivers))
+    return _Draft(requests, delta, record, risk, judgement, tuple(waivers))
 
 
-def _stopped(workspace: Workspace, screening: Screening, editor: str, waivers: Sequence[Waiver]) -> Draft:
+def _stopped(workspace: Workspace, screening: Screening, editor: str, waivers: Sequence[Waiver]) -> _Draft:
     """A plan that ends with its screening: it changes nothing, and is on record as blocked."""
     handle = workspace.handle
     delta = EditDelta((), editor, {}, {})
-    return Draft(
+    return _Draft(
         requests=tuple(view.request for view in screening.passed),
         delta=delta,
         record=record_of(
@@ -117,9 +132,9 @@ def waive(workspace: Workspace, plan_id: str, waivers: Sequence[Waiver]) -> Plan
         check_waivers(waivers, policy, now)
         judgement = judge(old.risk.scores, policy, waivers, "preop", now, old.plans)
         delta = workspace.read_delta(old)
-        draft = Draft(old.requests, delta, old.delta, old.risk, judgement, tuple(waivers))
+        draft = _Draft(old.requests, delta, old.delta, old.risk, judgement, tuple(waivers))
         whole = replace(draft, stopped=old.stopped, screened=old.screened)
-        return seal(workspace, whole, Replacing(plan_id))
+        return _seal(workspace, whole, Replacing(plan_id))
 
 
 def _risk(
@@ -155,3 +170,33 @@ def _statistics(workspace: Workspace, editor: str) -> dict[str, str]:
     """Digests of what the editor draws on; a new map does not make other editors' plans stale."""
     kinds = ("second_moments/", "sae/", *([f"{MAPS}/"] if editor == "remedi" else []))
     return {name: digest for name, digest in workspace.kit.digests.items() if name.startswith(kinds)}
+
+
+def _seal(workspace: Workspace, draft: _Draft, replacing: Replacing | None = None) -> Plan:
+    """Give a draft its name and put it on record; see `record_plan`."""
+    store, handle, record = workspace.store, workspace.handle, draft.record
+    with editing(workspace):
+        if not store.exists:
+            store.import_base(handle.manifest(), handle.folder, handle.name)
+        plan = Plan(
+            plan_id=plan_name(workspace, (*draft.requests, *draft.stopped)),
+            created=workspace.now().isoformat(),
+            author=workspace.user,
+            requests=draft.requests,
+            stopped=draft.stopped,
+            screened=draft.screened,
+            editor=record.editor,
+            model_name=handle.name,
+            model_digest=record.model_digest,
+            base_digest=store.base().digest,
+            delta=record,
+            risk=draft.risk,
+            judgement=draft.judgement,
+            waivers=draft.waivers,
+            policy_digest=draft.judgement.policy_digest,
+            seed=workspace.settings.seed,
+            versions=versions(),
+            alternative=in_context_form(draft.requests, draft.judgement, workspace.kit.policy),
+        )
+        record_plan(workspace, plan, encode(draft.delta), workspace.kit.policy, replacing)
+    return plan

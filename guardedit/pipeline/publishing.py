@@ -5,7 +5,8 @@ What is measured in between, and the bytes of the edit, come from `applying`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from guardedit.audit.lineage import VersionRecord
@@ -18,6 +19,43 @@ from guardedit.pipeline.deciding import drift_digest_of, require_approved
 from guardedit.pipeline.history import History
 from guardedit.pipeline.outdating import aged, moved_on, outdate, record_outdated
 from guardedit.records import Plan
+
+
+@dataclass(frozen=True)
+class Today:
+    """What a plan is held against when it is applied."""
+
+    policy: Policy
+    inputs: Mapping[str, str]
+    """Name -> digest of statistics, SAEs and maps."""
+
+
+def carry_out(
+    workspace: History,
+    plan: Plan,
+    today: Today,
+    images: Callable[[], Mapping[str, bytes]],
+    measure: Callable[[], Mapping[str, Any]],
+) -> None:
+    """The order of an apply, the caller holding the lock: everything that can refuse, the staged copy, the monitor, and
+    what follows from its verdict. Nothing for a committed plan; a held one is settled by the word on it.
+
+    `images` gives the edited bytes, `measure` the monitor's facts; where it does not finish, the copy is dropped.
+    """
+    state = workspace.state(plan.plan_id)
+    if state == "held":
+        settle_held(workspace, plan, today.policy)
+    elif state != "committed":
+        require_open(workspace, plan, state)
+        require_unmoved(workspace, plan, today.inputs, today.policy)
+        require_yes(workspace, plan, state, today.policy)
+        stage(workspace, plan, images())
+        try:
+            facts = measure()
+        except BaseException as error:
+            drop(workspace, plan, f"the monitor did not finish: {type(error).__name__}: {error}"[:500])
+            raise
+        settle_monitored(workspace, plan, facts)
 
 
 def require_open(workspace: History, plan: Plan, state: State) -> None:

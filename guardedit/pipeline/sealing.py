@@ -1,4 +1,4 @@
-"""A plan put on record: its files first, then the ledger's entry, then what becomes of the plan it replaces."""
+"""A plan put on record: its files, then the ledger's entry, then what becomes of the plan it replaces. No torch."""
 
 from __future__ import annotations
 
@@ -10,42 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from guardedit.audit.files import make_folder, write_atomic
-from guardedit.edits.deltas import EditDelta, encode
 from guardedit.gate.approvals import decide
+from guardedit.gate.rules import Policy
 from guardedit.gate.states import advance
-from guardedit.pipeline.alternatives import FILE, in_context_form, request_lines
+from guardedit.pipeline.alternatives import FILE, request_lines
 from guardedit.pipeline.deciding import demands
+from guardedit.pipeline.history import History
 from guardedit.pipeline.outdating import record_superseded
-from guardedit.pipeline.recovery import editing
 from guardedit.pipeline.signing import proposal
-from guardedit.pipeline.workspace import Workspace, versions
 from guardedit.records import (
-    DeltaRecord,
     EditRequest,
-    Judgement,
     Plan,
-    RiskReport,
-    Screened,
-    Waiver,
     canonical,
     digest_of_bytes,
 )
 
 _EVENTS = {"auto-approved": "pass", "needs-approval": "ask", "blocked": "block"}
-
-
-@dataclass(frozen=True)
-class Draft:
-    """What a plan is made of, before it has a name."""
-
-    requests: tuple[EditRequest, ...]
-    delta: EditDelta
-    record: DeltaRecord
-    risk: RiskReport
-    judgement: Judgement
-    waivers: tuple[Waiver, ...]
-    stopped: tuple[EditRequest, ...] = ()
-    screened: tuple[Screened, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,51 +36,29 @@ class Replacing:
     told: Callable[[Plan], dict[str, Any]] = lambda _: {}
 
 
-def seal(workspace: Workspace, draft: Draft, replacing: Replacing | None = None) -> Plan:
-    """Write plan and delta, then the ledger's entry: what is not in the ledger was never planned.
+def record_plan(
+    workspace: History, plan: Plan, delta: bytes, policy: Policy, replacing: Replacing | None = None
+) -> None:
+    """Write plan and solved update, then the ledger's entry: what is not in the ledger was never planned.
 
-    The plan that it replaces is superseded then; StaleError or the error of its state where it is past that.
+    The plan that it replaces is superseded then; the error of its state where it is past that, and nothing is written.
+    The caller holds the lock.
     """
-    store, handle, record = workspace.store, workspace.handle, draft.record
-    with editing(workspace):
-        if replacing is not None:
-            advance(workspace.state(replacing.plan_id), "supersede")
-        if not store.exists:
-            store.import_base(handle.manifest(), handle.folder, handle.name)
-        plan = Plan(
-            plan_id=_plan_id(workspace, (*draft.requests, *draft.stopped)),
-            created=workspace.now().isoformat(),
-            author=workspace.user,
-            requests=draft.requests,
-            stopped=draft.stopped,
-            screened=draft.screened,
-            editor=record.editor,
-            model_name=handle.name,
-            model_digest=record.model_digest,
-            base_digest=store.base().digest,
-            delta=record,
-            risk=draft.risk,
-            judgement=draft.judgement,
-            waivers=draft.waivers,
-            policy_digest=draft.judgement.policy_digest,
-            seed=workspace.settings.seed,
-            versions=versions(),
-            alternative=in_context_form(draft.requests, draft.judgement, workspace.kit.policy),
-        )
-        _store(workspace.plan_folder(plan.plan_id), plan, draft.delta)
-        named = {"replaces": replacing.plan_id} if replacing else {}
-        workspace.ledger.append("planned", {**_planned(workspace, plan), **named})
-        if replacing is not None:
-            record_superseded(workspace, replacing.plan_id, plan.plan_id, replacing.told(plan))
-    return plan
+    if replacing is not None:
+        advance(workspace.state(replacing.plan_id), "supersede")
+    _store(workspace.plan_folder(plan.plan_id), plan, delta)
+    named = {"replaces": replacing.plan_id} if replacing else {}
+    workspace.ledger.append("planned", {**_planned(workspace, plan, policy), **named})
+    if replacing is not None:
+        record_superseded(workspace, replacing.plan_id, plan.plan_id, replacing.told(plan))
 
 
-def _planned(workspace: Workspace, plan: Plan) -> dict[str, Any]:
-    word, asked = _own_word(workspace, plan), demands(workspace.kit.policy)
+def _planned(workspace: History, plan: Plan, policy: Policy) -> dict[str, Any]:
+    word, asked = _own_word(workspace, plan), demands(policy)
     return {**_entry(plan), **asked, **word, **proposal(workspace, plan.digest)}
 
 
-def _own_word(workspace: Workspace, plan: Plan) -> dict[str, Any]:
+def _own_word(workspace: History, plan: Plan) -> dict[str, Any]:
     """The policy's decision, where it approves: in the plan's own entry, so that no crash can part the two."""
     if plan.judgement.outcome != "auto-approved":
         return {}
@@ -108,9 +66,9 @@ def _own_word(workspace: Workspace, plan: Plan) -> dict[str, Any]:
     return {"decision": word.model_dump(mode="json")}
 
 
-def _store(folder: Path, plan: Plan, delta: EditDelta) -> None:
+def _store(folder: Path, plan: Plan, delta: bytes) -> None:
     make_folder(folder)
-    write_atomic(folder / "delta.safetensors", encode(delta))
+    write_atomic(folder / "delta.safetensors", delta)
     if plan.alternative:
         write_atomic(folder / FILE, request_lines(plan.alternative))
     write_atomic(folder / "plan.json", canonical(plan))
@@ -145,7 +103,7 @@ def _left_out(plan: Plan) -> dict[str, Any]:
     return {"stopped": [{"request": one, "reason": why} for one, why in zip(named, reasons, strict=True)]}
 
 
-def _plan_id(workspace: Workspace, requests: Sequence[EditRequest]) -> str:
+def plan_name(workspace: History, requests: Sequence[EditRequest]) -> str:
     """A short name that says what it is about, with a running number."""
     number = len(workspace.ledger.entries("planned")) + 1
     first = requests[0]
