@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -123,7 +122,9 @@ def from_context(
 
 def emit(options: Options, document: dict[str, Any], text: str) -> None:
     """Print the JSON document, or the text for people."""
-    typer.echo(json.dumps(document, indent=1, ensure_ascii=False, default=str) if options.as_json else text)
+    from guardedit.cli.glance import document_text
+
+    typer.echo(document_text(document) if options.as_json else text)
 
 
 def console() -> Console:

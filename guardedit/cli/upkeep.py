@@ -26,18 +26,12 @@ def status(
     context: typer.Context, model: ModelOption = None, home: HomeOption = None, as_json: JsonOption = False
 ) -> None:
     """What is live, and where every plan stands."""
+    from guardedit.cli.glance import status_text
     from guardedit.pipeline.overview import overview
 
     options = from_context(context, model, home, as_json)
     found = overview(options.home, options.named_model or DEFAULT_MODEL)
-    lines = [f"{found['model']}  {found['digest'] or 'nothing planned yet'}  ({found['version'] or 'base'})"]
-    lines += [f"  {p['plan_id']:40} {p['state']:15} {p['editor']:10} {p['edit']}" for p in found["plans"]]
-    lines += [
-        f"  REVIEW {'OVERDUE' if r['overdue'] else 'open'}: {r['plan_id']} let through by {r['by']}, "
-        f"ticket {r['ticket']}, due {r['due'][:16]}; close with `guardedit reviewed {r['plan_id']} --note ...`"
-        for r in found["reviews"]
-    ]
-    emit(options, found, "\n".join(lines))
+    emit(options, found, status_text(found))
 
 
 @app.command()
@@ -50,16 +44,15 @@ def log(
 ) -> None:
     """The ledger, oldest first; the whole chain is checked before it is shown, unless nobody touched its file since
     the last check. With --json whole entries, always checked."""
+    from guardedit.cli.glance import log_text
     from guardedit.pipeline.overview import slips_of
 
     options = from_context(context, model, home, as_json)
     if options.as_json:
         entries = options.history().ledger.entries(edit_id=edit_id)
         emit(options, {"entries": [vars(entry) for entry in entries]}, "")
-        return
-    slips = [slip for slip in slips_of(options.home) if edit_id in (None, slip.edit_id)]
-    lines = [f"{s.seq:5} {s.at[:19]} {s.kind:12} {s.edit_id or ''}  {s.digest[7:19]}" for s in slips]
-    emit(options, {}, "\n".join(lines) or "the ledger is empty")
+    else:
+        emit(options, {}, log_text(slips_of(options.home), edit_id))
 
 
 @app.command()

@@ -51,13 +51,16 @@ def demands(policy: Policy) -> dict[str, Any]:
     }
 
 
-def case_of(workspace: History, plan: Plan, policy: Policy | None = None) -> Case:
-    """What words on a plan are held against; without a policy, against what the plan's entry says it asked for."""
+def case_of(workspace: History, plan: Plan, policy: Policy | None = None, *, signed: bool = True) -> Case:
+    """What words on a plan are held against; without a policy, against what the plan's entry says it asked for.
+
+    With `signed` false the author is a name alone.
+    """
     known, entry = trust(workspace), workspace.plan_entry(plan.plan_id)
     return Case(
         plan.digest,
         plan.author,
-        proposer(entry, known),
+        proposer(entry, known) if signed else None,
         policy or Policy.model_construct(**entry.body.get("demands", {})),
         known,
         blocked=plan.judgement.outcome == "blocked",
@@ -93,13 +96,23 @@ def decide_plan(
         state = workspace.state(plan_id)
         if emergency is not None:
             _require_emergency(emergency, plan, key, reason)
-        case = case_of(workspace, plan)
+        case = _case(workspace, plan, event)
         state = aged(workspace, plan, state, case.policy)
         _require_open(workspace, plan_id, state, event, emergency)
         case = held(case, drift_digest_of(workspace, plan_id)) if state == "held" else case
         word = _worded(workspace, case, outcome, reason, approver, key, emergency)
         _record(workspace, plan_id, state, event, case, word, key)
     return word
+
+
+def _case(workspace: History, plan: Plan, event: Event) -> Case:
+    """As `case_of`; a plan can be rejected also where its author's key counts no more."""
+    try:
+        return case_of(workspace, plan)
+    except NeedsApprovalError:
+        if event != "reject":
+            raise
+        return case_of(workspace, plan, signed=False)
 
 
 def _require_open(
