@@ -1,6 +1,6 @@
 """How long `guardedit status` and `guardedit log` take on a ledger of many records.
 
-    python benchmarks/ledger_speed.py --records 10000
+    python -m benchmarks.ledger_speed --records 10000
 
 The first edits are those of `small_home`: planned, approved, committed and undone through gate, ledger and version
 store, with plans and monitor reports as large as the demo's (reports/example/). Their entries are then appended again

@@ -6,7 +6,7 @@ What only reads the record or puts words on it (status, show, approve, review, k
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from guardedit.audit.ledger import Entry, Ledger
 from guardedit.audit.versions import VersionStore
 from guardedit.config import Settings, current_user
 from guardedit.errors import IntegrityError, NotFoundError
-from guardedit.gate.states import Event, State, replay
+from guardedit.gate.states import START, State, follow, replay
 from guardedit.records import Decision, Plan, parse_record
 
 Progress = Callable[[str, float], None]
@@ -82,12 +82,7 @@ class History:
 
     def states(self) -> dict[str, State]:
         """Where every plan stands, in the order in which they were made; the ledger is read once."""
-        events: dict[str, list[Event]] = {}
-        for entry in self.ledger.entries():
-            plan_id, event = entry.body.get("plan_id"), entry.body.get("event")
-            if plan_id and event:
-                events.setdefault(plan_id, []).append(event)
-        return {plan_id: replay(told) for plan_id, told in events.items()}
+        return states_in(self.ledger.entries())
 
     def decision(self, plan_id: str) -> Decision | None:
         """The last word on a plan, or None; the policy's own stands in the plan's first entry."""
@@ -104,3 +99,13 @@ class History:
     def user(self) -> str:
         """Who is at the keyboard."""
         return current_user()
+
+
+def states_in(entries: Iterable[Entry]) -> dict[str, State]:
+    """Where every plan stands after these entries, in the order in which the plans were made."""
+    states: dict[str, State] = {}
+    for entry in entries:
+        plan_id, event = entry.body.get("plan_id"), entry.body.get("event")
+        if plan_id and event:
+            states[plan_id] = follow(states.get(plan_id, START), event)
+    return states

@@ -5,31 +5,29 @@ Both are transitions like others: a ledger entry each, so that nobody has to try
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from guardedit.audit.ledger import Entry
 from guardedit.gate.approvals import hours_of, lapsed
 from guardedit.gate.rules import Policy
 from guardedit.gate.states import PENDING, State, advance, allowed
-from guardedit.pipeline.history import History
+from guardedit.pipeline.history import History, states_in
 from guardedit.records import Plan
 
 
-def overtaken(workspace: History, states: Mapping[str, State]) -> dict[str, str]:
+def overtaken(entries: Iterable[Entry], states: Mapping[str, State], live: str) -> dict[str, str]:
     """Plans that wait and were made on another model than the live one -> digest of that model."""
-    waiting = {plan_id for plan_id, state in states.items() if state in PENDING}
-    if not waiting:
-        return {}
-    live = workspace.store.digest()
-    planned = [e.body for e in workspace.ledger.entries("planned") if e.body["plan_id"] in waiting]
+    bodies = [e.body for e in entries if e.kind == "planned" and states.get(e.body["plan_id"]) in PENDING]
     return {
-        body["plan_id"]: body["model_digest"] for body in planned if body.get("model_digest", live) != live
+        body["plan_id"]: body["model_digest"] for body in bodies if body.get("model_digest", live) != live
     }
 
 
 def outdate(workspace: History) -> list[str]:
     """Put on record that these plans are stale, once something else went live; the caller holds the lock."""
-    live, found = workspace.store.digest(), overtaken(workspace, workspace.states())
+    live, entries = workspace.store.digest(), workspace.ledger.entries()
+    found = overtaken(entries, states_in(entries), live)
     for plan_id, digest in found.items():
         record_outdated(workspace, plan_id, [f"the model ({digest} -> {live})"])
     return list(found)
@@ -60,9 +58,9 @@ def record_superseded(
     workspace.ledger.append("superseded", body)
 
 
-def half_replaced(workspace: History, states: Mapping[str, State]) -> dict[str, str]:
+def half_replaced(entries: Iterable[Entry], states: Mapping[str, State]) -> dict[str, str]:
     """Plans whose replacement is on record while they still wait: the process ended in between. Old -> new."""
-    planned = [e.body for e in workspace.ledger.entries("planned") if e.body.get("replaces")]
+    planned = [e.body for e in entries if e.kind == "planned" and e.body.get("replaces")]
     return {
         body["replaces"]: body["plan_id"]
         for body in planned

@@ -13,7 +13,7 @@ from typing import Any
 
 from guardedit.audit.lineage import Lineage
 from guardedit.gate.states import State
-from guardedit.pipeline.history import History
+from guardedit.pipeline.history import History, states_in
 from guardedit.pipeline.outdating import half_replaced, outdate, overtaken, record_superseded
 
 UNFINISHED = "the process ended before the monitor had finished"
@@ -53,10 +53,11 @@ def recover(workspace: History) -> dict[str, Any]:
             # What else was staged stood on the version before.
             report["removed"] += _clean(workspace, states)
         report["undone"] = _finish_undo(workspace, states)
-        for plan_id, (name, reason) in _discrepancies(workspace, states).items():
+        told = _discrepancies(states, workspace.store.lineage(), set(workspace.store.staged_ids()))
+        for plan_id, (name, reason) in told.items():
             _record(workspace, plan_id, reason, undone=name == "undone")
             report[name].append(plan_id)
-        for plan_id, new in half_replaced(workspace, states).items():
+        for plan_id, new in half_replaced(workspace.ledger.entries(), states).items():
             record_superseded(workspace, plan_id, new)
         report["outdated"] = outdate(workspace)
     return report
@@ -92,9 +93,10 @@ def _half_undone(lineage: Lineage, states: Mapping[str, State]) -> list[str]:
     ]
 
 
-def _discrepancies(workspace: History, states: Mapping[str, State]) -> dict[str, tuple[str, str]]:
+def _discrepancies(
+    states: Mapping[str, State], lineage: Lineage, staged: set[str]
+) -> dict[str, tuple[str, str]]:
     """Plan -> (which list of the report, why), of everything on record that the versions do not bear out."""
-    lineage, staged = workspace.store.lineage(), set(workspace.store.staged_ids())
     found = {}
     for plan_id, state in states.items():
         word = _discrepancy(plan_id, state, lineage, staged)
@@ -117,22 +119,23 @@ def _discrepancy(plan_id: str, state: State, lineage: Lineage, staged: set[str])
 
 def _unsettled(workspace: History) -> bool:
     """Whether ledger and versions tell different stories. Cheap: no bytes of tensors are read."""
-    states = workspace.states()
+    entries, lineage = workspace.ledger.entries(), workspace.store.lineage()
+    states, staged = states_in(entries), set(workspace.store.staged_ids())
     waited_for = {plan_id for plan_id, state in states.items() if state == "held"}
-    leftovers = set(workspace.store.staged_ids()) - waited_for
     return bool(
-        leftovers
-        or _discrepancies(workspace, states)
-        or _half_undone(workspace.store.lineage(), states)
-        or overtaken(workspace, states)
-        or half_replaced(workspace, states)
+        staged - waited_for
+        or _discrepancies(states, lineage, staged)
+        or _half_undone(lineage, states)
+        or overtaken(entries, states, lineage.digest)
+        or half_replaced(entries, states)
     )
 
 
 def disagreement(workspace: History) -> str | None:
     """Where ledger and versions tell different stories, in words; None where they agree."""
     states, lineage = workspace.states(), workspace.store.lineage()
-    for plan_id, (_, reason) in _discrepancies(workspace, states).items():
+    told = _discrepancies(states, lineage, set(workspace.store.staged_ids()))
+    for plan_id, (_, reason) in told.items():
         return f"edit {plan_id} is {states[plan_id]} in the ledger, but {reason}"
     for version in lineage.versions:
         if lineage.undone(version.edit_id):
