@@ -65,13 +65,16 @@ class Expected:
 
     def enough(self, words: list[tuple[str, float]], case: Case, emergency: bool) -> bool:
         """Whether these words open the gate now."""
+        if AUTHOR not in self.trusted:
+            return False
         if words and words[0][0] == "policy" and len(words) == 1:
             return self.hour - words[0][1] <= WORD_HOURS
         if emergency:
-            fresh = {who for who, at in words if who == "gus" and self.hour - at <= EMERGENCY_HOURS}
-            return bool(fresh & self.trusted) and AUTHOR in self.trusted
+            return any(who == "gus" and self.hour - at <= EMERGENCY_HOURS for who, at in words) and (
+                "gus" in self.trusted
+            )
         fresh = {who for who, at in words if self.hour - at <= WORD_HOURS}
-        return len(fresh & self.trusted & {"ana", "eva"}) >= self.approvals and AUTHOR in self.trusted
+        return len(fresh & self.trusted & {"ana", "eva"}) >= self.approvals
 
     def planned(self, name: str, says: str, parameter: str, after: str) -> None:
         """A plan was made."""
