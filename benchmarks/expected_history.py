@@ -123,6 +123,8 @@ class Expected:
         """An emergency word."""
         self.settle()
         case = self.cases[name]
+        if AUTHOR in self.trusted:
+            self.age(case)
         if case.state != "blocked" or who != "gus" or not {who, AUTHOR} <= self.trusted:
             return False
         case.words.append((who, self.hour))

@@ -119,6 +119,16 @@ def run(world: SmallHome, folder: Path, seed: int, steps: int) -> Counter[str]:
     return history.done
 
 
+def _counted(world: SmallHome, folder: Path, seed: int, steps: int, broken: list[str]) -> Counter[str]:
+    """What happened in one history; one in which an invariant does not hold is named, and the others go on."""
+    try:
+        return run(world, folder, seed, steps)
+    except AssertionError as error:
+        broken.append(str(error))
+        print(error, file=sys.stderr, flush=True)
+        return Counter()
+
+
 def main() -> None:
     """Run histories and print what happened in them."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -131,21 +141,23 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     total: Counter[str] = Counter()
+    broken: list[str] = []
     started, number = time.monotonic(), 0
     with tempfile.TemporaryDirectory(dir=arguments.folder) as root:
         world = begun(Path(root) / "begun", small_template())
         while number < arguments.histories and time.monotonic() - started < 60 * arguments.minutes:
             with tempfile.TemporaryDirectory(dir=root) as folder:
-                total += run(world, Path(folder) / "h", arguments.seed + number, arguments.steps)
+                total += _counted(world, Path(folder) / "h", arguments.seed + number, arguments.steps, broken)
             number += 1
             if number % 250 == 0:
                 print(f"{number} histories, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     found = {
         "histories": number, "steps_each": arguments.steps, "first_seed": arguments.seed,
-        "wall_s": round(time.monotonic() - started), "cpu_s": round(time.process_time()),
+        "violations": broken, "wall_s": round(time.monotonic() - started), "cpu_s": round(time.process_time()),
         "done": dict(sorted(total.items())),
     }  # fmt: skip
     print(json.dumps(found, indent=1))
+    sys.exit(1 if broken else 0)
 
 
 if __name__ == "__main__":

@@ -100,8 +100,7 @@ class History:
             "ledger": record.ledger.path,
             "head": record.ledger.path.with_suffix(".head"),
         }
-        self.want.settle()
-        self._try("settle", lambda: self._touch(name))
+        self._touch(name)
         path = files[what]
         whole = path.read_bytes()
         changed = bytearray(whole)
@@ -118,8 +117,10 @@ class History:
         self.done[f"tamper {what}"] += 1
 
     def _touch(self, name: str) -> None:
-        """Whatever comes first puts the home right; a word without a key that is refused does no more than that."""
-        decide_plan(self.world.session("max"), name, "approved", REASON)
+        """Whoever comes first puts the home right: here somebody whose word is then refused."""
+        self.want.approve(name, "max")
+        session = self.world.session("max")
+        self._try("settle", lambda: decide_plan(session, name, "approved", REASON))
 
     def _must_not_open(self, name: str, what: str) -> None:
         if what in ("ledger", "head"):
@@ -148,8 +149,7 @@ class History:
     def forge(self, name: str) -> None:
         """An entry that says "approved" without anybody's signature: the state believes it, the gate does not."""
         case = self.want.cases[name]
-        self.want.settle()
-        self._try("settle", lambda: self._touch(name))
+        self._touch(name)
         if case.state == "needs-approval":
             plan = self.world.session().read_plan(name)
             word = {
@@ -192,8 +192,7 @@ class History:
             self.world.roll_back(name, session)
         # The next one with the lock finishes it.
         self.want.roll_back(name)
-        self._try("settle", lambda: self._touch(name))
-        self.want.settle()
+        self._touch(name)
         self.done["crash undo"] += 1
 
     def _try(self, what: str, step: Callable[[], object]) -> None:
