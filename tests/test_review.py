@@ -61,7 +61,16 @@ def test_each_is_shown_and_the_words_are_those_of_approve_and_reject(
 
 @pytest.mark.parametrize(
     "lines",
-    [("", ""), ("s", "s"), ("q",), (), ("a", "", "s", "q"), ("yes", "y", "ok", "q"), ("a",), ("a", "  ", "q")],
+    [
+        ("", ""),
+        ("s", "s"),
+        ("q",),
+        (),
+        ("a", "", "s", "q"),
+        ("yes", "y", "ok", "q"),
+        ("a",),
+        ("a", "  ", "q"),
+    ],
 )
 def test_nothing_else_decides(two: Home, monkeypatch: pytest.MonkeyPatch, lines: tuple[str, ...]) -> None:
     """A bare Enter, a skip, the end of the input, an answer that is none, a word without a reason."""
