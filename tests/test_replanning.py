@@ -134,11 +134,10 @@ def test_a_crash_between_the_new_plan_and_the_word_on_the_old_one_is_put_right(h
         after.approve(old.plan_id, REASON)
 
 
-@pytest.mark.parametrize("editor", ["finetune", "lora", "memit"])
+@pytest.mark.parametrize("editor", ["lora", "memit"])
 def test_settings_of_a_plan_are_those_it_was_solved_with(home: Home, editor: str) -> None:
     guard = home.guard()
-    hparams = {"steps": 2, "layers": [1]} if editor != "finetune" else {"steps": 2}
-    plan = guard.plan(request_of(), editor, hparams={**hparams, "learning_rate": 1e-3})
+    plan = guard.plan(request_of(), editor, hparams={"steps": 2, "layers": [1], "learning_rate": 1e-3})
     (found,) = guard.replan(plan.plan_id)
     assert found.new is not None and found.new.delta.hparams == plan.delta.hparams
     assert settings_of(plan)["learning_rate"] == 1e-3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pty
+import shutil
 import subprocess
 import sys
 
@@ -28,12 +29,17 @@ class Typed(io.StringIO):
 
 
 @pytest.fixture
-def two(home: Home) -> Home:
-    """A plan that waits, and an edit that is held."""
+def two(home: Home, tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """A plan that waits, and an edit that is held; made once, and copied."""
+    kept = tmp_path_factory.getbasetemp() / "two-that-wait"
+    if kept.is_dir():
+        shutil.copytree(kept, home.folder)
+        return home
     guard = home.guard(UNDECIDED)
     held = guard.plan(request_of(1))
     guard.apply(held.plan_id)
     home.guard(SOFT).plan(request_of(0))
+    shutil.copytree(home.folder, kept)
     return home
 
 
@@ -52,7 +58,7 @@ def test_each_is_shown_and_the_words_are_those_of_approve_and_reject(
     ran = review(two, monkeypatch, "r", "not this one", "approve", REASON)
     assert ran.code == 0, ran.err
     assert "1 of 2" in ran.out and "2 of 2" in ran.out and "0 left" in ran.out
-    assert "HELD" in ran.out and "NEEDS-APPROVAL" in ran.out
+    assert "HELD" in ran.out and "NEEDS-APPROVAL" in ran.out and "[a]pprove  [r]eject  [s]kip  [q]uit" in ran.out
     held, waiting = (entry.body["decision"] for entry in two.guard().ledger.entries("decided"))
     assert (held["outcome"], held["reason"]) == ("rejected", "not this one") and held["drift_digest"]
     assert (waiting["outcome"], waiting["reason"]) == ("approved", REASON)

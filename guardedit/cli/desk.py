@@ -31,7 +31,7 @@ class Desk:
     def walk(self, plan_ids: list[str]) -> None:
         """Each plan in turn, until the end or `quit`; what was decided is said once more."""
         for number, plan_id in enumerate(plan_ids, start=1):
-            self.out.rule(f"{number} of {len(plan_ids)}", characters="-")
+            self.out.rule(f"{number} of {len(plan_ids)}", characters="-", style="none")
             if not self._one(plan_id):
                 break
         left = len(plan_ids) - len(self.told)
@@ -63,7 +63,7 @@ class Desk:
         except IntegrityError:
             raise
         except GuardeditError as error:
-            self.out.print(f"  refused: {error}", soft_wrap=True)
+            self.out.print(f"  refused: {clean(str(error))}", soft_wrap=True)
             return False
         self.told.append(f"{plan_id}: {word.outcome} by {word.approver}; now {self.record.state(plan_id)}")
         self.out.print(f"  {word.outcome} by {word.approver}")
@@ -72,7 +72,7 @@ class Desk:
     def _ask(self, prompt: str) -> str | None:
         """What was typed, without blanks around it; None at the end of the input."""
         try:
-            return self.out.input(prompt).strip()
+            return self.out.input(prompt, markup=False).strip()
         except EOFError:
             return None
 
