@@ -58,7 +58,9 @@ def test_each_is_shown_and_the_words_are_those_of_approve_and_reject(
     ran = review(two, monkeypatch, "r", "not this one", "approve", REASON)
     assert ran.code == 0, ran.err
     assert "1 of 2" in ran.out and "2 of 2" in ran.out and "0 left" in ran.out
-    assert "HELD" in ran.out and "NEEDS-APPROVAL" in ran.out and "[a]pprove  [r]eject  [s]kip  [q]uit" in ran.out
+    assert (
+        "HELD" in ran.out and "NEEDS-APPROVAL" in ran.out and "[a]pprove  [r]eject  [s]kip  [q]uit" in ran.out
+    )
     held, waiting = (entry.body["decision"] for entry in two.guard().ledger.entries("decided"))
     assert (held["outcome"], held["reason"]) == ("rejected", "not this one") and held["drift_digest"]
     assert (waiting["outcome"], waiting["reason"]) == ("approved", REASON)
