@@ -55,7 +55,7 @@ def test_the_way_of_an_edit_by_its_commands(home: Home, tmp_path: Path) -> None:
     status = home.run("status", "--json").json
     assert status["digest"] == document["digest_after"] and status["plans"][0]["state"] == "committed"
     kinds = [entry["kind"] for entry in home.run("--json", "log", plan_id).json["entries"]]
-    assert kinds == ["planned", "staged", "committed", "untracked"]
+    assert kinds == ["planned", "staged", "monitored", "committed", "untracked"]
     assert home.run("--json", "verify").json["digest"] == document["digest_after"]
     out = home.run("--json", "export", str(tmp_path / "out")).json
     assert sources.load(out["folder"]).digest() == out["digest"] == document["digest_after"]

@@ -149,15 +149,47 @@ def test_a_commit_on_record_whose_copy_is_gone_is_given_up(
     assert after.store.digest() == plan.model_digest
 
 
-def test_an_undo_that_had_not_reached_the_ledger_is_put_on_record(
+def test_an_undo_that_had_not_reached_the_ledger_was_not_made(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guard = home.guard()
     plan = guard.plan(request_of())
-    guard.apply(plan.plan_id)
+    audit = guard.apply(plan.plan_id)
     with monkeypatch.context() as patch, pytest.raises(Crashed):
         patch.setattr(guard.ledger, "append", crash)
         guard.rollback(plan.plan_id)
+    assert guard.store.digest() == audit.digest_after
+    after, _ = recovered(home)
+    assert after.state(plan.plan_id) == "committed"
+    assert after.rollback(plan.plan_id).digest_after == plan.model_digest
+
+
+def test_an_undo_on_record_that_had_not_reached_the_versions_is_finished(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = home.guard()
+    plan = guard.plan(request_of())
+    audit = guard.apply(plan.plan_id)
+    roll_back = VersionStore.roll_back
+
+    def recorded_only(store: VersionStore, edit_id: str, before_switch: Callable[[Any], object]) -> Any:
+        return roll_back(store, edit_id, lambda version: (before_switch(version), crash()))
+
+    with monkeypatch.context() as patch, pytest.raises(Crashed):
+        patch.setattr(VersionStore, "roll_back", recorded_only)
+        guard.rollback(plan.plan_id)
+    assert guard.state(plan.plan_id) == "rolled-back" and guard.store.digest() == audit.digest_after
+    after, found = recovered(home)
+    assert found["undone"] == [plan.plan_id] and after.state(plan.plan_id) == "rolled-back"
+    assert after.store.digest() == plan.model_digest == after.handle.digest()
+
+
+def test_an_undo_that_only_the_versions_know_is_put_on_record(home: Home) -> None:
+    """Homes from when the switch came first."""
+    guard = home.guard()
+    plan = guard.plan(request_of())
+    guard.apply(plan.plan_id)
+    guard.store.roll_back(plan.plan_id)
     after, found = recovered(home)
     assert found["undone"] == [plan.plan_id] and after.state(plan.plan_id) == "rolled-back"
     assert after.store.digest() == plan.model_digest
@@ -186,7 +218,7 @@ def test_a_crash_before_the_verdict_leaves_the_live_model_and_no_copy(
     with monkeypatch.context() as patch, pytest.raises(Crashed):
         if where == "monitor":
             patch.setattr("guardedit.pipeline.applying.monitor", crash)
-            patch.setattr("guardedit.pipeline.applying._drop", crash)
+            patch.setattr("guardedit.pipeline.publishing.drop", crash)
         else:
             patch.setattr(*((VersionStore, "stage") if where == "stage" else (guard.ledger, "append")), crash)
         guard.apply(plan.plan_id)

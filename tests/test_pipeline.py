@@ -87,9 +87,10 @@ def test_a_plan_made_before_another_commit_is_stale(home: Home) -> None:
     old, new = guard.plan(request_of(0)), guard.plan(request_of(1))
     guard.apply(new.plan_id)
     live = guard.store.digest()
+    assert guard.state(old.plan_id) == "stale"
     with pytest.raises(StaleError, match="the model"):
         guard.apply(old.plan_id)
-    assert guard.state(old.plan_id) == "stale" and guard.store.digest() == live
+    assert guard.store.digest() == live
     assert guard.report(old.plan_id).audit.outcome == "stale"
 
 
@@ -152,6 +153,9 @@ def test_an_approval_expires(home: Home, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(Guard, "now", lambda _: later)
     with pytest.raises(StaleError, match="expired"):
         guard.apply(plan.plan_id)
+    assert guard.state(plan.plan_id) == "expired"
+    with pytest.raises(StaleError, match="guardedit replan"):
+        guard.approve(plan.plan_id, REASON)
 
 
 def test_a_rejected_plan_stays_rejected(home: Home) -> None:
@@ -368,7 +372,7 @@ def test_what_is_recorded_reads_back_as_it_was(home: Home) -> None:
     assert again.read_plan(plan.plan_id) == plan and isinstance(again.read_plan(plan.plan_id), Plan)
     assert isinstance(again.decision(plan.plan_id), Decision)
     guard.apply(plan.plan_id)
-    assert kinds(guard) == ["planned", "staged", "committed"]
+    assert kinds(guard) == ["planned", "staged", "monitored", "committed"]
     shutil.rmtree(home.folder / "plans")
     with pytest.raises(IntegrityError, match="is gone"):
         again.read_plan(plan.plan_id)

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from guardedit.audit.chain import GENESIS, Entry, Head, decode_row, encode_entry, read_chain, require_head
 from guardedit.audit.files import make_folder, prepare_file, publish_file, storing
+from guardedit.audit.index import extend_index, identity
 from guardedit.errors import BadRequestError, IntegrityError, LockedError, StorageError
 from guardedit.records import Record, canonical, digest_of_bytes
 
@@ -74,7 +75,14 @@ class Ledger:
         when = (at or datetime.now(UTC)).astimezone(UTC).isoformat()
         encode_entry(0, when, kind, plain, GENESIS)
         make_folder(self.path.parent)
-        with self._alone(), self._writing() as connection:
+        with self._alone():
+            before = identity(self.path)
+            entry = self._insert(when, kind, plain)
+            extend_index(self.path, entry, before)
+        return entry
+
+    def _insert(self, when: str, kind: str, plain: dict[str, Any]) -> Entry:
+        with self._writing() as connection:
             last = self._last(connection)
             seq, prev = (last.seq + 1, last.digest) if last else (1, GENESIS)
             data = encode_entry(seq, when, kind, plain, prev)

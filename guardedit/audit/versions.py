@@ -121,9 +121,12 @@ class VersionStore(VersionReader):
             files.remove_folder(folder)
             return found
 
-    def roll_back(self, edit_id: str) -> VersionRecord:
+    def roll_back(
+        self, edit_id: str, before_switch: Callable[[VersionRecord], object] | None = None
+    ) -> VersionRecord:
         """Undo a committed edit: a new version made of its pre-image bytes.
 
+        `before_switch` is told of the complete version before it goes live; what it raises stops the undo.
         OutOfOrderError names the later edits on the same tensors that must go first. StaleError: undone already.
         """
         with self.lock():
@@ -142,7 +145,10 @@ class VersionStore(VersionReader):
             record = _record(lineage, "roll-back", edit_id, before, pre, edit.plan_digest)
             files.remove_folder(self._folder(record))
             self._write(record, self._folder(record), pre, {})
-            self._point(record.name, digest_of_bytes(canonical(record)))
+            pointer = self._prepare_pointer(record.name, digest_of_bytes(canonical(record)))
+            if before_switch is not None:
+                before_switch(record)
+            files.publish_file(pointer, self._model / "CURRENT")
             return record
 
     def recover(self, keep: frozenset[str] | None = None) -> Recovered:

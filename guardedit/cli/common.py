@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from guardedit.cli.glance import document_text, tame
 from guardedit.config import key_passphrase
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from guardedit.pipeline import Guard
+    from guardedit.pipeline.history import History
 
 app = typer.Typer(
     name="guardedit",
@@ -54,7 +54,8 @@ KeysOption = Annotated[
 HparamsOption = Annotated[
     Path | None, typer.Option("--hparams", help="A settings file, .toml or .json, as `tune` writes it.")
 ]
-_UNTAMED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
+PlanArgument = Annotated[str, typer.Argument(help="A plan's name, as `guardedit status` lists it.")]
+ReasonOption = Annotated[str, typer.Option("--reason", help="Why; goes on record.")]
 DEFAULT_MODEL = "smollm2-135m"
 
 
@@ -83,6 +84,17 @@ class Options:
         guard = open_guard(model, self.home, **self.extra)
         guard.ask = Asking()
         return guard
+
+    def history(self) -> History:
+        """The record of the home, for what needs no model: quick, since torch stays away."""
+        from guardedit.config import Settings
+        from guardedit.pipeline.history import History
+        from guardedit.pipeline.upkeep import guarded_model
+
+        model = self.named_model or guarded_model(self.home) or DEFAULT_MODEL
+        history = History(Settings(model=model, home=self.home, **self.extra))
+        history.ask = Asking()
+        return history
 
 
 class Asking:
@@ -136,14 +148,7 @@ def from_context(
 
 def emit(options: Options, document: dict[str, Any], text: str) -> None:
     """Print the JSON document, or the text for people."""
-    typer.echo(
-        json.dumps(document, indent=1, ensure_ascii=False, default=str) if options.as_json else tame(text)
-    )
-
-
-def tame(text: str) -> str:
-    """Text for a terminal, with control, bidi and zero-width characters as code points: none acts, none hides."""
-    return _UNTAMED.sub(lambda found: f"<U+{ord(found[0]):04X}>", text)
+    typer.echo(document_text(document) if options.as_json else tame(text))
 
 
 def console() -> Console:

@@ -1,4 +1,4 @@
-"""Commands on edits: plan, show, try, approve, reject, apply, rollback, report, demo."""
+"""Commands on edits: plan, show, try, apply, rollback, report, demo."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from guardedit.cli.common import (
     KeysOption,
     ModelOption,
     Options,
+    PlanArgument,
     PolicyOption,
+    ReasonOption,
     TrackingOption,
     app,
     emit,
@@ -24,8 +26,6 @@ from guardedit.cli.common import (
     working,
 )
 
-PlanArgument = Annotated[str, typer.Argument(help="A plan's name, as `guardedit status` lists it.")]
-ReasonOption = Annotated[str, typer.Option("--reason", help="Why; goes on record.")]
 WaiveOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -121,14 +121,21 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """A plan in words: the edit, the limits, and what would be disturbed."""
+    from guardedit.cli.differences import difference_text
     from guardedit.cli.words import decisions_text, plan_document, plan_text
+    from guardedit.pipeline.reviewing import difference_of, successor
 
     options = from_context(context, model, home, as_json)
-    guard = options.guard()
-    made = guard.read_plan(plan_id)
-    words = [e.body["decision"] for e in guard.history(plan_id) if e.body.get("decision")]
-    document = {**plan_document(made), "state": guard.state(plan_id), "decisions": words}
-    emit(options, document, plan_text(made) + decisions_text(words))
+    record = options.history()
+    made = record.read_plan(plan_id)
+    words = [e.body["decision"] for e in record.history(plan_id) if e.body.get("decision")]
+    told, by = difference_of(record, plan_id), successor(record, plan_id)
+    document = {**plan_document(made), "state": record.state(plan_id), "decisions": words}
+    document |= {"difference": told, "superseded_by": by}
+    lines = [plan_text(made) + decisions_text(words)]
+    lines += [difference_text(told)] if told else []
+    lines += [f"  superseded by {by}"] if by else []
+    emit(options, document, "\n".join(lines))
 
 
 @app.command("try")
@@ -141,65 +148,20 @@ def try_plan(
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Continue a prompt with the live model and as the plan would have it; nothing is written."""
-    from guardedit.pipeline.trying import before_and_after
+    """Continue a prompt with the live model and as the plan would have it, side by side; nothing is written.
+
+    Of a held edit the staged copy is read, else the plan's update runs as a hook.
+    """
+    from guardedit.cli.differences import side_by_side
+    from guardedit.pipeline.trying import tried
 
     options = from_context(context, model, home, as_json)
     guard = options.guard()
     with working(guard):
-        before, after = before_and_after(guard, plan_id, prompt, tokens)
-    document = {"plan_id": plan_id, "prompt": prompt, "before": before, "after": after}
-    emit(options, document, f"before: {prompt}{before}\nafter:  {prompt}{after}")
-
-
-@app.command()
-def approve(
-    context: typer.Context,
-    plan_id: PlanArgument,
-    reason: ReasonOption,
-    break_glass: Annotated[
-        bool, typer.Option("--break-glass", help="Let a blocked plan through, in an emergency.")
-    ] = False,
-    ticket: Annotated[str, typer.Option("--ticket", help="What the emergency is filed under.")] = "",
-    hours: Annotated[float, typer.Option("--hours", help="How long the emergency word counts.")] = 4.0,
-    key: KeyOption = None,
-    keys: KeysOption = None,
-    model: ModelOption = None,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Approve a plan that waits for a person, or a held edit; bound to the plan's digest."""
-    from guardedit.pipeline.deciding import Emergency
-
-    options = from_context(context, model, home, as_json, key=key, keys=keys)
-    emergency = Emergency(ticket, hours) if break_glass else None
-    _decided(options, options.guard().approve(plan_id, reason, emergency=emergency).model_dump())
-
-
-@app.command()
-def reject(
-    context: typer.Context,
-    plan_id: PlanArgument,
-    reason: ReasonOption,
-    key: KeyOption = None,
-    keys: KeysOption = None,
-    model: ModelOption = None,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Reject a plan or a held edit."""
-    options = from_context(context, model, home, as_json, key=key, keys=keys)
-    _decided(options, options.guard().reject(plan_id, reason).model_dump())
-
-
-def _decided(options: Options, word: dict[str, Any]) -> None:
-    from guardedit.cli.words import signature
-
-    emit(
-        options,
-        word,
-        f"{word['outcome']} by {word['approver']} ({signature(word)}): {word['reason']} (plan {word['plan_digest']})",
-    )
+        found = tried(guard, plan_id, prompt, tokens)
+    document = {"plan_id": plan_id, "prompt": prompt, **vars(found)}
+    heads = ("before: the live model", f"after: {found.source}")
+    emit(options, document, side_by_side(heads, (prompt + found.before, prompt + found.after)))
 
 
 @app.command()

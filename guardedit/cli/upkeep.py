@@ -9,7 +9,16 @@ from typing import Annotated, Any
 import typer
 
 from guardedit.cli.auditing import verify_report
-from guardedit.cli.common import HomeOption, JsonOption, ModelOption, TrackingOption, app, emit, from_context
+from guardedit.cli.common import (
+    DEFAULT_MODEL,
+    HomeOption,
+    JsonOption,
+    ModelOption,
+    TrackingOption,
+    app,
+    emit,
+    from_context,
+)
 
 
 @app.command()
@@ -17,20 +26,12 @@ def status(
     context: typer.Context, model: ModelOption = None, home: HomeOption = None, as_json: JsonOption = False
 ) -> None:
     """What is live, and where every plan stands."""
-    from guardedit.cli.words import clean
+    from guardedit.cli.glance import status_text
+    from guardedit.pipeline.overview import overview
 
     options = from_context(context, model, home, as_json)
-    found = options.guard().status()
-    lines = [f"{found['model']}  {found['digest'] or 'nothing planned yet'}  ({found['version'] or 'base'})"]
-    lines += [
-        f"  {p['plan_id']:40} {p['state']:15} {p['editor']:10} {clean(p['edit'])}" for p in found["plans"]
-    ]
-    lines += [
-        f"  REVIEW {'OVERDUE' if r['overdue'] else 'open'}: {r['plan_id']} let through by {r['by']}, "
-        f"ticket {r['ticket']}, due {r['due'][:16]}; close with `guardedit reviewed {r['plan_id']} --note ...`"
-        for r in found["reviews"]
-    ]
-    emit(options, found, "\n".join(lines))
+    found = overview(options.home, options.named_model or DEFAULT_MODEL)
+    emit(options, found, status_text(found))
 
 
 @app.command()
@@ -41,14 +42,17 @@ def log(
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The ledger, oldest first; the whole chain is checked before it is shown."""
+    """The ledger, oldest first; the whole chain is checked before it is shown, unless nobody touched its file since
+    the last check. With --json whole entries, always checked."""
+    from guardedit.cli.glance import log_text
+    from guardedit.pipeline.overview import slips_of
+
     options = from_context(context, model, home, as_json)
-    entries = options.guard().ledger.entries(edit_id=edit_id)
-    document = {"entries": [vars(entry) for entry in entries]}
-    lines = [
-        f"{e.seq:5} {e.at[:19]} {e.kind:12} {e.body.get('edit_id', '')}  {e.digest[7:19]}" for e in entries
-    ]
-    emit(options, document, "\n".join(lines) or "the ledger is empty")
+    if options.as_json:
+        entries = options.history().ledger.entries(edit_id=edit_id)
+        emit(options, {"entries": [vars(entry) for entry in entries]}, "")
+    else:
+        emit(options, {}, log_text(slips_of(options.home), edit_id))
 
 
 @app.command()
@@ -56,9 +60,7 @@ def verify(
     context: typer.Context,
     report: Annotated[
         Path | None,
-        typer.Argument(
-            help="A report.json, audit.json or exported ledger; without one, the whole home is checked."
-        ),
+        typer.Argument(help="A report.json or audit.json; without one, the whole home is checked."),
     ] = None,
     alone: Annotated[
         bool, typer.Option("--alone", help="Check the file by itself, also where a home is there.")
@@ -70,11 +72,13 @@ def verify(
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Recompute every digest from bytes: ledger, versions, plans, deltas, the base model and its kit, and play keys,
-    signatures and steps again; or, of a file, its schema, form and digests, and that the ledger bears it out."""
+    """Recompute every digest from bytes: ledger, versions, plans, deltas, the base model and its kit; or, of a report
+    file, its schema, form and digests, and that the ledger bears it out."""
     options = from_context(context, model, home, as_json)
     if report is not None:
-        verify_report(options, report, alone, anchor)
+        if anchor is not None:
+            raise typer.BadParameter("--anchor goes with a whole home, not with a report file")
+        verify_report(options, report, alone)
         return
     if alone:
         raise typer.BadParameter("--alone goes with a report file")

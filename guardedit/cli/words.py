@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from guardedit.audit.acting import sentences
 from guardedit.audit.words import visible
-from guardedit.pipeline.reporting import Published
 from guardedit.records import AuditReport, EditRequest, Finding, Judgement, Plan, RiskReport, Score
+
+if TYPE_CHECKING:
+    from guardedit.pipeline.reporting import Published
 
 _MARKS = {"pass": "ok  ", "fail": "FAIL", "inconclusive": "?   "}
 
@@ -148,7 +150,7 @@ def plan_text(plan: Plan) -> str:
     """A plan for people: what, verdict, findings, who else would notice."""
     lines = [
         f"plan {plan.plan_id}   {plan.digest[:19]}…",
-        *_request_lines(plan),
+        *request_lines(plan),
         f"  solved by {plan.editor}" if plan.delta.changes else "  nothing was solved",
         *(f"  {clean(line)}" for line in sentences(plan)),
         f"  {plan.judgement.outcome.upper()}: {clean(plan.judgement.reason)}",
@@ -170,7 +172,7 @@ def _alternative_lines(plan: Plan) -> list[str]:
     ]
 
 
-def _request_lines(plan: Plan, n: int = 10) -> list[str]:
+def request_lines(plan: Plan, n: int = 10) -> list[str]:
     """What is to change, and of many requests which are left out."""
     lines = [
         f"  {clean(request.asked)}: {clean(request.target_true or '?')} -> {clean(request.target_new)}"

@@ -152,11 +152,21 @@ def require_approval(
     return decision
 
 
+def lapsed(decision: Decision, policy: Policy, now: datetime) -> bool:
+    """Whether a word is older than it may be."""
+    return now - parse_time(decision.at) > timedelta(hours=hours_of(decision, policy))
+
+
+def hours_of(decision: Decision, policy: Policy) -> float:
+    """How long a word counts: as the policy has it, and in an emergency not longer than the word itself says."""
+    return policy.approval_hours if decision.hours is None else min(decision.hours, policy.approval_hours)
+
+
 def _refuse_expired(decision: Decision, policy: Policy, now: datetime) -> None:
     given = parse_time(decision.at)
     if given > now + timedelta(minutes=5):
         raise StaleError(f"the approval is dated {decision.at}, which lies in the future")
     if now - given > timedelta(hours=policy.approval_hours):
         raise StaleError(
-            f"the approval of {decision.at} has expired after {policy.approval_hours:g} h; approve again"
+            f"the approval of {decision.at} has expired after {policy.approval_hours:g} h; plan again"
         )

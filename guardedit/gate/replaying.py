@@ -13,7 +13,7 @@ from guardedit.errors import GuardeditError, IntegrityError
 from guardedit.gate.keys import opened, require_signed
 from guardedit.gate.policy_words import POLICY_SIGNED, POLICY_WITHDRAWN
 from guardedit.gate.signatures import DECISION, PROPOSAL, REVIEW, Proposal, Word, words_of
-from guardedit.gate.states import Event, State, advance, replay
+from guardedit.gate.states import START, Event, State, follow
 from guardedit.gate.trust import REVOKED, TRUSTED, Entered, Role, Trust, TrustedKey
 from guardedit.records import canonical
 
@@ -139,6 +139,6 @@ def _steps(entries: Iterable[Entered]) -> None:
 
 def _step(state: State | None, event: Event, entry: Entered) -> State:
     try:
-        return replay([event]) if state is None else advance(state, event)
+        return follow(START if state is None else state, event)
     except (GuardeditError, TypeError) as error:
         raise IntegrityError(f"ledger entry {entry.seq} ({entry.kind}) is out of place: {error}") from error

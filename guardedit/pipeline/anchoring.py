@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from guardedit.audit.checkpoints import CHECKPOINT, Checkpoint, read_checkpoint, write_checkpoint
+from guardedit.audit.index import slip_of
 from guardedit.errors import (
     BadRequestError,
     GuardeditError,
@@ -18,13 +19,14 @@ from guardedit.gate.keys import require_signed
 from guardedit.gate.replaying import reviews
 from guardedit.gate.signatures import REVIEW
 from guardedit.gate.trust import Trust
+from guardedit.pipeline.history import History
+from guardedit.pipeline.overview import reviews_of
 from guardedit.pipeline.recovery import editing
 from guardedit.pipeline.signing import signer, trust
-from guardedit.pipeline.workspace import Workspace
 from guardedit.records import Decision, canonical
 
 
-def checkpoint(workspace: Workspace, out: Path | None = None) -> dict[str, Any]:
+def checkpoint(workspace: History, out: Path | None = None) -> dict[str, Any]:
     """Write the ledger's head to `out`, else into the home's `checkpoints/`; signed where a key is named.
 
     NotFoundError for an empty ledger, NeedsApprovalError for a key that is not a runner's.
@@ -46,7 +48,7 @@ def checkpoint(workspace: Workspace, out: Path | None = None) -> dict[str, Any]:
     return {**made.model_dump(mode="json"), "file": str(path), "signed": key is not None}
 
 
-def after_commit(workspace: Workspace) -> None:
+def after_commit(workspace: History) -> None:
     """A checkpoint where a runner's key is named; a commit on record never fails for the want of one."""
     try:
         key = signer(workspace)
@@ -56,7 +58,7 @@ def after_commit(workspace: Workspace) -> None:
         workspace.progress(f"no checkpoint was written: {error}", 1.0)
 
 
-def verify_anchor(workspace: Workspace, file: Path) -> dict[str, Any]:
+def verify_anchor(workspace: History, file: Path) -> dict[str, Any]:
     """Check that the ledger still holds what a checkpoint names, and who signed that. IntegrityError, NotFoundError."""
     made, envelope = read_checkpoint(file)
     workspace.ledger.verify(made.head)
@@ -71,19 +73,13 @@ def verify_anchor(workspace: Workspace, file: Path) -> dict[str, Any]:
     return {"anchor_seq": made.seq, "anchor_signed_by": name or "nobody"}
 
 
-def open_reviews(workspace: Workspace) -> list[dict[str, Any]]:
+def open_reviews(workspace: History) -> list[dict[str, Any]]:
     """Emergency words that nobody has looked at again, oldest first. IntegrityError for a review that was forged."""
     entries = workspace.ledger.entries()
-    done = reviews(entries, Trust(entries))
-    return [
-        {"plan_id": e.body["plan_id"], "seq": e.seq, "ticket": word["ticket"], "by": word["approver"],
-         "due": word["review_due"], "overdue": word["review_due"] < workspace.now().isoformat()}
-        for e in entries
-        if e.kind == "decided" and (word := e.body["decision"]).get("ticket") and e.seq not in done
-    ]  # fmt: skip
+    return reviews_of(map(slip_of, entries), reviews(entries, Trust(entries)), workspace.now())
 
 
-def review(workspace: Workspace, plan_id: str, note: str) -> dict[str, Any]:
+def review(workspace: History, plan_id: str, note: str) -> dict[str, Any]:
     """Close the review of a plan's emergency, signed by a reviewer's or auditor's key of somebody else.
 
     BadRequestError, NotFoundError where none is open, NeedsApprovalError for a key that does not count.
@@ -106,12 +102,12 @@ def review(workspace: Workspace, plan_id: str, note: str) -> dict[str, Any]:
     return body
 
 
-def _decision(workspace: Workspace, seq: int) -> Decision:
+def _decision(workspace: History, seq: int) -> Decision:
     (entry,) = [e for e in workspace.ledger.entries("decided") if e.seq == seq]
     return Decision.model_validate(entry.body["decision"])
 
 
-def _reviewer(workspace: Workspace, key_id: str, word: Decision) -> str:
+def _reviewer(workspace: History, key_id: str, word: Decision) -> str:
     known = trust(workspace)
     found = known.keys.get(key_id)
     if found is None or not (found.has("reviewer") or found.has("auditor")):

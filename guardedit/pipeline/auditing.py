@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import socket
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,14 @@ from guardedit.audit.lineage import Lineage
 from guardedit.audit.period import Envelope, Evidence, PeriodAudit, audit_of
 from guardedit.errors import BadRequestError, IntegrityError, NotFoundError
 from guardedit.gate.approvals import parse_time
-from guardedit.gate.states import replay
-from guardedit.pipeline.applying import UNTRACKED
+from guardedit.pipeline.applying import OUTCOMES, UNTRACKED
+from guardedit.pipeline.history import states_in
 from guardedit.pipeline.recovery import disagreement
 from guardedit.pipeline.workspace import Workspace, versions
 from guardedit.records import AuditReport, DriftReport, Judgement, Record, RequestOutcome, digest_of_bytes
 
-_OUTCOMES = {"approved": "needs-approval", "staged": "held"}
-"""States that a report calls by the outcome they wait for."""
+_ON_THE_WAY = {"applied": "staged", "monitored": "staged"}
+"""States that an audit calls by the word it has always had for them, so that audits from before still bear out."""
 
 
 def period_of(since: str | None, until: str | None) -> Period:
@@ -41,7 +40,7 @@ def audit(workspace: Workspace, period: Period) -> PeriodAudit:
     """
     workspace.ledger.verify()
     problem = disagreement(workspace) if workspace.store.exists else None
-    if problem is not None and "staged" not in workspace.states().values():
+    if problem is not None and not _ON_THE_WAY.keys() & set(workspace.states().values()):
         raise IntegrityError(f"{problem}; `guardedit recover` puts right what a crash left")
     lineage = workspace.store.lineage() if workspace.store.exists else None
     evidence = _evidence(workspace, workspace.ledger.entries(), lineage, period)
@@ -58,19 +57,10 @@ def _evidence(
     workspace: Workspace, entries: tuple[Entry, ...], lineage: Lineage | None, period: Period
 ) -> Evidence:
     span = cut(entries, period)
-    states = _states(span.known)
+    states = {plan_id: _ON_THE_WAY.get(state, state) for plan_id, state in states_in(span.known).items()}
     plans = {plan_id: workspace.read_plan(plan_id) for plan_id in states}
     model = lineage.base.name if lineage else workspace.settings.model
     return evidence_of(Source(span, plans, states, lineage, model), period)
-
-
-def _states(entries: Iterable[Entry]) -> dict[str, str]:
-    """Where every plan stands after these entries."""
-    events: dict[str, list[Any]] = {}
-    for entry in entries:
-        if entry.body.get("plan_id") and entry.body.get("event"):
-            events.setdefault(entry.body["plan_id"], []).append(entry.body["event"])
-    return {plan_id: replay(told) for plan_id, told in events.items()}
 
 
 def verify_file(path: Path, workspace: Workspace | None) -> dict[str, Any]:
@@ -168,7 +158,7 @@ def _check_edit(workspace: Workspace, audit: AuditReport, name: str) -> None:
 def _facts_then(workspace: Workspace, edit_id: str, history: tuple[Entry, ...]) -> dict[str, Any]:
     """The fields of a report of which the ledger and the plan know, after these entries."""
     plan, facts = workspace.read_plan(edit_id), last_monitoring(history) or {}
-    state = _states(history)[edit_id]
+    state = states_in(history)[edit_id]
     words = [entry.body["decision"] for entry in history if entry.body.get("decision")]
     records: dict[str, type[Record]] = {"drift": DriftReport, "drift_base": DriftReport, "postop": Judgement}
     measured = {
@@ -180,7 +170,7 @@ def _facts_then(workspace: Workspace, edit_id: str, history: tuple[Entry, ...]) 
         "plan_digest": plan.digest,
         "plan": plan.model_dump(mode="json"),
         "decision": words[-1] if words else None,
-        "outcome": _OUTCOMES.get(state, state),
+        "outcome": OUTCOMES.get(state, state),
         **measured,
         "target_probabilities": facts.get("target_probabilities", {}),
         "outcomes": rows,

@@ -6,13 +6,13 @@ from datetime import timedelta
 
 from guardedit.errors import StaleError
 from guardedit.gate.approvals import parse_time
-from guardedit.pipeline.workspace import Workspace
+from guardedit.pipeline.history import History
 
 SLACK = timedelta(minutes=5)
 """Machines that share a home need not agree to the second."""
 
 
-def require_clock(workspace: Workspace) -> None:
+def require_clock(workspace: History) -> None:
     """Refuse to count approvals by a clock that stands before the ledger's newest entry: StaleError."""
     entries = workspace.ledger.entries()
     newest = max((parse_time(entry.at) for entry in entries), default=None)

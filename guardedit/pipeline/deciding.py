@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from guardedit.errors import BadRequestError, BlockedError, HeldError, NeedsApprovalError
+from guardedit.errors import BadRequestError, BlockedError, HeldError, NeedsApprovalError, StaleError
 from guardedit.gate.approvals import decide
 from guardedit.gate.keys import PrivateKey
 from guardedit.gate.rules import Policy
@@ -24,9 +24,10 @@ from guardedit.gate.signatures import (
 )
 from guardedit.gate.states import Event, State, advance
 from guardedit.gate.trust import Role
+from guardedit.pipeline.history import History
+from guardedit.pipeline.outdating import aged, moved_on
 from guardedit.pipeline.recovery import editing
 from guardedit.pipeline.signing import signer, trust
-from guardedit.pipeline.workspace import Workspace
 from guardedit.records import Decision, Plan, canonical
 
 REVIEW_DAYS = 3
@@ -50,13 +51,16 @@ def demands(policy: Policy) -> dict[str, Any]:
     }
 
 
-def case_of(workspace: Workspace, plan: Plan, policy: Policy | None = None) -> Case:
-    """What words on a plan are held against; without a policy, against what the plan's entry says it asked for."""
+def case_of(workspace: History, plan: Plan, policy: Policy | None = None, *, signed: bool = True) -> Case:
+    """What words on a plan are held against; without a policy, against what the plan's entry says it asked for.
+
+    With `signed` false the author is a name alone.
+    """
     known, entry = trust(workspace), workspace.plan_entry(plan.plan_id)
     return Case(
         plan.digest,
         plan.author,
-        proposer(entry, known),
+        proposer(entry, known) if signed else None,
         policy or Policy.model_construct(**entry.body.get("demands", {})),
         known,
         blocked=plan.judgement.outcome == "blocked",
@@ -64,7 +68,7 @@ def case_of(workspace: Workspace, plan: Plan, policy: Policy | None = None) -> C
 
 
 def require_approved(
-    workspace: Workspace, plan: Plan, policy: Policy, drift_digest: str | None = None
+    workspace: History, plan: Plan, policy: Policy, drift_digest: str | None = None
 ) -> Decision:
     """The word that lets a plan, or a held edit, go ahead now; raises as `signatures.require_words` does."""
     case = case_of(workspace, plan, policy)
@@ -73,7 +77,7 @@ def require_approved(
 
 
 def decide_plan(
-    workspace: Workspace,
+    workspace: History,
     plan_id: str,
     outcome: str,
     reason: str,
@@ -92,18 +96,34 @@ def decide_plan(
         state = workspace.state(plan_id)
         if emergency is not None:
             _require_emergency(emergency, plan, key, reason)
-        _require_open(state, event, emergency)
-        case = case_of(workspace, plan)
+        case = _case(workspace, plan, event)
+        state = aged(workspace, plan, state, case.policy)
+        _require_open(workspace, plan_id, state, event, emergency)
         case = held(case, drift_digest_of(workspace, plan_id)) if state == "held" else case
         word = _worded(workspace, case, outcome, reason, approver, key, emergency)
         _record(workspace, plan_id, state, event, case, word, key)
     return word
 
 
-def _require_open(state: State, event: Event, emergency: Emergency | None) -> None:
+def _case(workspace: History, plan: Plan, event: Event) -> Case:
+    """As `case_of`; a plan can be rejected also where its author's key counts no more."""
+    try:
+        return case_of(workspace, plan)
+    except NeedsApprovalError:
+        if event != "reject":
+            raise
+        return case_of(workspace, plan, signed=False)
+
+
+def _require_open(
+    workspace: History, plan_id: str, state: State, event: Event, emergency: Emergency | None
+) -> None:
     """A held edit takes words until it is settled, an approved one takes more approvals."""
     if (state == "held" and emergency is None) or (state, event) == ("approved", "approve"):
         return
+    if state in ("stale", "expired"):
+        why = ", ".join(moved_on(workspace, plan_id))
+        raise StaleError(f"plan {plan_id} is {state}: {why}. Plan it again with `guardedit replan {plan_id}`")
     advance(state, event)
 
 
@@ -123,7 +143,7 @@ def _require_emergency(emergency: Emergency, plan: Plan, key: PrivateKey | None,
 
 
 def _worded(
-    workspace: Workspace,
+    workspace: History,
     case: Case,
     outcome: str,
     reason: str,
@@ -154,7 +174,7 @@ def _worded(
 
 
 def _record(
-    workspace: Workspace,
+    workspace: History,
     plan_id: str,
     state: State,
     event: Event,
@@ -179,12 +199,12 @@ def _record(
     workspace.ledger.append("decided", {**body, "event": event} if opens else body)
 
 
-def _next(workspace: Workspace) -> int:
+def _next(workspace: History) -> int:
     head = workspace.ledger.head()
     return (head.seq if head else 0) + 1
 
 
-def drift_digest_of(workspace: Workspace, plan_id: str) -> str:
+def drift_digest_of(workspace: History, plan_id: str) -> str:
     """The monitor's report that a held edit waits with. HeldError where none is on record."""
     found = [e for e in workspace.history(plan_id) if e.kind == "held"]
     if not found:

@@ -5,48 +5,32 @@ Nothing here writes a weight. A plan that the policy stops is kept all the same:
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
-from guardedit.audit.files import make_folder, write_atomic
 from guardedit.editors import EDITORS
 from guardedit.edits.deltas import EditDelta, encode, record_of
 from guardedit.edits.inputs import SolveInputs
-from guardedit.gate.approvals import check_waivers, decide
+from guardedit.errors import StaleError
+from guardedit.gate.approvals import check_waivers
 from guardedit.gate.policy import judge
 from guardedit.gate.screening import judge_stopped
 from guardedit.gate.states import advance
 from guardedit.models.hooks import key_hook
-from guardedit.pipeline.alternatives import FILE, in_context_form, request_lines
+from guardedit.pipeline.alternatives import in_context_form
 from guardedit.pipeline.asking import complete, require_plannable, settle_first
-from guardedit.pipeline.deciding import demands
 from guardedit.pipeline.expecting import with_expectations
 from guardedit.pipeline.kit import MAPS
 from guardedit.pipeline.measuring import key_layer, placed, risk_contexts
-from guardedit.pipeline.policies import require_policy
+from guardedit.pipeline.owning import require_policy
 from guardedit.pipeline.recovery import editing
 from guardedit.pipeline.screening import Screening, screen
-from guardedit.pipeline.signing import proposal
+from guardedit.pipeline.sealing import Replacing, plan_name, record_plan
 from guardedit.pipeline.workspace import Workspace, versions
-from guardedit.records import (
-    DeltaRecord,
-    EditRequest,
-    Judgement,
-    Plan,
-    RiskReport,
-    Screened,
-    Waiver,
-    canonical,
-    digest_of_bytes,
-)
+from guardedit.records import DeltaRecord, EditRequest, Judgement, Plan, RiskReport, Screened, Waiver
 from guardedit.risk.key_view import KeyView
 from guardedit.risk.measure import measure, measure_keys
-
-_EVENTS = {"auto-approved": "pass", "needs-approval": "ask", "blocked": "block"}
 
 
 @dataclass(frozen=True)
@@ -69,6 +53,7 @@ def make_plan(
     editor: str = "rome",
     waivers: Sequence[Waiver] = (),
     hparams: Mapping[str, Any] | None = None,
+    replacing: Replacing | None = None,
 ) -> Plan:
     """Solve, measure and judge one request, or many as one edit, on the live model, and put the plan on record.
 
@@ -84,15 +69,15 @@ def make_plan(
     check_waivers(waivers, workspace.kit.policy, workspace.now())
     completed = tuple(complete(workspace.handle, request) for request in asked)
     if len(completed) == 1:
-        return _seal(workspace, _solved(workspace, completed, (), editor, settings, waivers))
+        return _seal(workspace, _solved(workspace, completed, (), editor, settings, waivers), replacing)
     workspace.progress(f"screening {len(completed)} requests", 0.1)
     screening = screen(workspace, completed, key_layer(workspace, settings), waivers)
     refused = screening.stopped and workspace.kit.policy.on_stopped == "refuse"
     if refused or not screening.passed:
-        return _seal(workspace, _stopped(workspace, screening, editor, waivers))
+        return _seal(workspace, _stopped(workspace, screening, editor, waivers), replacing)
     going_on = tuple(view.request for view in screening.passed)
     draft = _solved(workspace, going_on, screening.passed, editor, settings, waivers)
-    return _seal(workspace, replace(draft, stopped=screening.stopped, screened=screening.rows))
+    return _seal(workspace, replace(draft, stopped=screening.stopped, screened=screening.rows), replacing)
 
 
 def _solved(
@@ -142,15 +127,18 @@ def waive(workspace: Workspace, plan_id: str, waivers: Sequence[Waiver]) -> Plan
     old, policy, now = workspace.read_plan(plan_id), workspace.kit.policy, workspace.now()
     require_policy(workspace, policy)
     with editing(workspace):
-        advance(workspace.state(plan_id), "supersede")
+        state = workspace.state(plan_id)
+        if state in ("stale", "expired"):
+            raise StaleError(
+                f"plan {plan_id} is {state}; make it anew with `guardedit replan {plan_id}` first"
+            )
+        advance(state, "supersede")
         check_waivers(waivers, policy, now)
         judgement = judge(old.risk.scores, policy, waivers, "preop", now, old.plans)
         delta = workspace.read_delta(old)
         draft = _Draft(old.requests, delta, old.delta, old.risk, judgement, tuple(waivers))
-        made = _seal(workspace, replace(draft, stopped=old.stopped, screened=old.screened))
-        body = {"event": "supersede", "plan_id": plan_id, "edit_id": plan_id, "by": made.plan_id}
-        workspace.ledger.append("superseded", body)
-    return made
+        whole = replace(draft, stopped=old.stopped, screened=old.screened)
+        return _seal(workspace, whole, Replacing(plan_id))
 
 
 def _risk(
@@ -189,14 +177,14 @@ def _statistics(workspace: Workspace, editor: str) -> dict[str, str]:
     return {name: digest for name, digest in workspace.kit.digests.items() if name.startswith(kinds)}
 
 
-def _seal(workspace: Workspace, draft: _Draft) -> Plan:
-    """Write plan and delta, then the ledger's entry: what is not in the ledger was never planned."""
+def _seal(workspace: Workspace, draft: _Draft, replacing: Replacing | None = None) -> Plan:
+    """Give a draft its name and put it on record; see `record_plan`."""
     store, handle, record = workspace.store, workspace.handle, draft.record
     with editing(workspace):
         if not store.exists:
             store.import_base(handle.manifest(), handle.folder, handle.name)
         plan = Plan(
-            plan_id=_plan_id(workspace, (*draft.requests, *draft.stopped)),
+            plan_id=plan_name(workspace, (*draft.requests, *draft.stopped)),
             created=workspace.now().isoformat(),
             author=workspace.user,
             requests=draft.requests,
@@ -215,70 +203,5 @@ def _seal(workspace: Workspace, draft: _Draft) -> Plan:
             versions=versions(),
             alternative=in_context_form(draft.requests, draft.judgement, workspace.kit.policy),
         )
-        _store(workspace.plan_folder(plan.plan_id), plan, draft.delta)
-        workspace.ledger.append("planned", _planned(workspace, plan))
+        record_plan(workspace, plan, encode(draft.delta), workspace.kit.policy, replacing)
     return plan
-
-
-def _planned(workspace: Workspace, plan: Plan) -> dict[str, Any]:
-    word, asked = _own_word(workspace, plan), demands(workspace.kit.policy)
-    return {**_entry(plan), **asked, **word, **proposal(workspace, plan.digest)}
-
-
-def _own_word(workspace: Workspace, plan: Plan) -> dict[str, Any]:
-    """The policy's decision, where it approves: in the plan's own entry, so that no crash can part the two."""
-    if plan.judgement.outcome != "auto-approved":
-        return {}
-    word = decide(plan.digest, "auto-approved", "policy", plan.judgement.reason, workspace.now())
-    return {"decision": word.model_dump(mode="json")}
-
-
-def _store(folder: Path, plan: Plan, delta: EditDelta) -> None:
-    make_folder(folder)
-    write_atomic(folder / "delta.safetensors", encode(delta))
-    if plan.alternative:
-        write_atomic(folder / FILE, request_lines(plan.alternative))
-    write_atomic(folder / "plan.json", canonical(plan))
-
-
-def _entry(plan: Plan) -> dict[str, Any]:
-    return {
-        "event": _EVENTS[plan.judgement.outcome],
-        "plan_id": plan.plan_id,
-        "edit_id": plan.plan_id,
-        "plan_digest": digest_of_bytes(canonical(plan)),
-        "delta_digest": plan.delta.file_digest,
-        "model_digest": plan.model_digest,
-        "policy_digest": plan.policy_digest,
-        "editor": plan.editor,
-        "author": plan.author,
-        "outcome": plan.judgement.outcome,
-        "reason": plan.judgement.reason,
-        "requests": [request.model_dump(mode="json") for request in plan.requests],
-        **_left_out(plan),
-        "scores": {score.name: score.value for score in plan.risk.scores},
-        "waivers": [waiver.model_dump(mode="json") for waiver in plan.waivers],
-    }
-
-
-def _left_out(plan: Plan) -> dict[str, Any]:
-    """What a joint plan leaves out, and why."""
-    if not plan.is_joint:
-        return {}
-    reasons = [row.reason for row in plan.screened if row.stopped]
-    named = [request.model_dump(mode="json") for request in plan.stopped]
-    return {"stopped": [{"request": one, "reason": why} for one, why in zip(named, reasons, strict=True)]}
-
-
-def _plan_id(workspace: Workspace, requests: Sequence[EditRequest]) -> str:
-    """A short name that says what it is about, with a running number."""
-    number = len(workspace.ledger.entries("planned")) + 1
-    first = requests[0]
-    what = (
-        f"{first.subject} {first.target_new}"
-        if len(requests) == 1
-        else f"{len(requests)} facts {first.subject}"
-    )
-    plain = unicodedata.normalize("NFKD", what).encode("ascii", "ignore").decode()
-    slug = re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")[:40].strip("-") or "edit"
-    return f"{number:04d}-{slug}"

@@ -9,32 +9,16 @@ from guardedit.errors import BadRequestError, NeedsApprovalError, NotFoundError
 from guardedit.gate.approvals import require_readable
 from guardedit.gate.keys import PrivateKey
 from guardedit.gate.policy_words import POLICY_SIGNED, POLICY_STATEMENT, POLICY_WITHDRAWN, PolicyStatement
-from guardedit.gate.rules import Policy, load_policy
+from guardedit.gate.rules import load_policy
 from guardedit.gate.trust import Trust
+from guardedit.pipeline.history import History
 from guardedit.pipeline.kit import POLICY, full_name, kit_folder
 from guardedit.pipeline.recovery import editing
 from guardedit.pipeline.signing import signer, trust
-from guardedit.pipeline.workspace import Workspace
 from guardedit.records import canonical
 
-HOW = "`guardedit policy sign FILE --key NAME` is a policy owner's word on it (docs/approvals.md)"
 
-
-def require_policy(workspace: Workspace, policy: Policy) -> None:
-    """Refuse a policy that the home's policy owners have not agreed to.
-
-    Asked where the policy is a team's and the home has a policy owner, and of every policy as soon as one was accepted:
-    a file that calls itself "solo" is no way around. NeedsApprovalError says what is missing.
-    """
-    known = trust(workspace)
-    if not (known.policies.any or (known.owned and policy.profile == "team")):
-        return
-    problem = known.policies.problem(policy.digest, policy.policy_owners, known.revoked)
-    if problem is not None:
-        raise NeedsApprovalError(f"policy {policy.name} ({policy.digest[:19]}…): {problem}; {HOW}")
-
-
-def sign_policy(workspace: Workspace, file: Path | None) -> dict[str, Any]:
+def sign_policy(workspace: History, file: Path | None) -> dict[str, Any]:
     """Put a policy owner's signature under a policy's digest on record; without a file, the model's own policy.
 
     PolicyError for a file that is none, NeedsApprovalError without a policy owner's key, BadRequestError where that key
@@ -57,7 +41,7 @@ def sign_policy(workspace: Workspace, file: Path | None) -> dict[str, Any]:
     return _row(trust(workspace), policy.digest)
 
 
-def withdraw_policy(workspace: Workspace, digest: str, reason: str) -> dict[str, Any]:
+def withdraw_policy(workspace: History, digest: str, reason: str) -> dict[str, Any]:
     """Take all owners' words on a policy back. NotFoundError for a digest that nobody signed; else as `sign_policy`."""
     if not reason.strip():
         raise BadRequestError("withdraw: a reason is needed")
@@ -88,7 +72,7 @@ def _named(known: Trust, digest: str) -> str:
     return found[0]
 
 
-def _owner(workspace: Workspace) -> PrivateKey:
+def _owner(workspace: History) -> PrivateKey:
     key = signer(workspace)
     if key is None:
         raise NeedsApprovalError("a policy is signed: name a policy owner's key with --key")
@@ -96,12 +80,12 @@ def _owner(workspace: Workspace) -> PrivateKey:
     return key
 
 
-def _append(workspace: Workspace, word: PolicyStatement, key: PrivateKey, kind: str) -> None:
+def _append(workspace: History, word: PolicyStatement, key: PrivateKey, kind: str) -> None:
     envelope = key.sign(canonical(word), POLICY_STATEMENT)
     workspace.ledger.append(kind, {"statement": word.model_dump(mode="json"), "envelope": envelope})
 
 
-def listed_policies(workspace: Workspace) -> list[dict[str, Any]]:
+def listed_policies(workspace: History) -> list[dict[str, Any]]:
     """Every policy that an owner has signed, oldest first."""
     known = trust(workspace)
     return [_row(known, digest) for digest in known.policies.policies]

@@ -1,8 +1,8 @@
 """Alone with a home, and what a crash left put right first.
 
-The ledger says what was decided, the versions say what is live. A commit is put on record before the pointer is
-switched, an undo after it; so a commit on record is finished, or given up where its staged copy is gone, and an undo
-that only the versions know is put on record.
+The ledger says what was decided, the versions say what is live. A commit and an undo are put on record before the
+pointer is switched; so what is on record is finished, and a commit whose staged copy is gone is given up. An undo that
+only the versions know (homes from before this order) is put on record.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 
 from guardedit.audit.lineage import Lineage
 from guardedit.gate.states import State
-from guardedit.pipeline.workspace import Workspace
+from guardedit.pipeline.history import History, states_in
+from guardedit.pipeline.outdating import half_replaced, outdate, overtaken, record_superseded
 
 UNFINISHED = "the process ended before the monitor had finished"
 LOST = "the commit was on record, but its staged copy is gone or was changed; it never went live"
@@ -22,7 +23,7 @@ UNDONE = "the undo had reached the versions, not the ledger"
 
 
 @contextmanager
-def editing(workspace: Workspace) -> Iterator[None]:
+def editing(workspace: History) -> Iterator[None]:
     """The home to oneself, consistent, with the loaded model on the version that is live now.
 
     Raises LockedError while somebody else has it.
@@ -35,9 +36,11 @@ def editing(workspace: Workspace) -> Iterator[None]:
         yield
 
 
-def recover(workspace: Workspace) -> dict[str, Any]:
+def recover(workspace: History) -> dict[str, Any]:
     """Finish or drop what a crash left; doing it twice changes nothing more."""
-    report: dict[str, Any] = {"finished": [], "dropped": [], "undone": [], "removed": []}
+    report: dict[str, Any] = {
+        "finished": [], "dropped": [], "undone": [], "removed": [], "outdated": [],
+    }  # fmt: skip
     if not workspace.home.is_dir():
         return report
     with workspace.store.lock():
@@ -49,18 +52,23 @@ def recover(workspace: Workspace) -> dict[str, Any]:
         if report["finished"]:
             # What else was staged stood on the version before.
             report["removed"] += _clean(workspace, states)
-        for plan_id, (name, reason) in _discrepancies(workspace, states).items():
+        report["undone"] = _finish_undo(workspace, states)
+        told = _discrepancies(states, workspace.store.lineage(), set(workspace.store.staged_ids()))
+        for plan_id, (name, reason) in told.items():
             _record(workspace, plan_id, reason, undone=name == "undone")
             report[name].append(plan_id)
+        for plan_id, new in half_replaced(workspace.ledger.entries(), states).items():
+            record_superseded(workspace, plan_id, new)
+        report["outdated"] = outdate(workspace)
     return report
 
 
-def _clean(workspace: Workspace, states: Mapping[str, State]) -> list[str]:
+def _clean(workspace: History, states: Mapping[str, State]) -> list[str]:
     wanted = frozenset(plan_id for plan_id, state in states.items() if state in ("held", "committed"))
     return list(workspace.store.recover(wanted).dropped)
 
 
-def _finish(workspace: Workspace, states: Mapping[str, State]) -> list[str]:
+def _finish(workspace: History, states: Mapping[str, State]) -> list[str]:
     """Commits on record whose complete staged copy is still there."""
     found = [plan_id for plan_id in workspace.store.staged_ids() if states.get(plan_id) == "committed"]
     for plan_id in found:
@@ -68,9 +76,27 @@ def _finish(workspace: Workspace, states: Mapping[str, State]) -> list[str]:
     return found
 
 
-def _discrepancies(workspace: Workspace, states: Mapping[str, State]) -> dict[str, tuple[str, str]]:
+def _finish_undo(workspace: History, states: Mapping[str, State]) -> list[str]:
+    """Undos on record that had not reached the versions; the latest edit first, as each stands on those before."""
+    found = list(reversed(_half_undone(workspace.store.lineage(), states)))
+    for plan_id in found:
+        workspace.store.roll_back(plan_id)
+    return found
+
+
+def _half_undone(lineage: Lineage, states: Mapping[str, State]) -> list[str]:
+    """Edits that are live although the ledger says that they were rolled back, in the order of their commits."""
+    return [
+        v.edit_id
+        for v in lineage.versions
+        if v.action == "edit" and states.get(v.edit_id) == "rolled-back" and not lineage.undone(v.edit_id)
+    ]
+
+
+def _discrepancies(
+    states: Mapping[str, State], lineage: Lineage, staged: set[str]
+) -> dict[str, tuple[str, str]]:
     """Plan -> (which list of the report, why), of everything on record that the versions do not bear out."""
-    lineage, staged = workspace.store.lineage(), set(workspace.store.staged_ids())
     found = {}
     for plan_id, state in states.items():
         word = _discrepancy(plan_id, state, lineage, staged)
@@ -80,7 +106,7 @@ def _discrepancies(workspace: Workspace, states: Mapping[str, State]) -> dict[st
 
 
 def _discrepancy(plan_id: str, state: State, lineage: Lineage, staged: set[str]) -> tuple[str, str] | None:
-    if state == "staged":
+    if state in ("applied", "monitored"):
         return "dropped", UNFINISHED
     if state == "held" and plan_id not in staged:
         return "dropped", GONE
@@ -91,18 +117,25 @@ def _discrepancy(plan_id: str, state: State, lineage: Lineage, staged: set[str])
     return None
 
 
-def _unsettled(workspace: Workspace) -> bool:
+def _unsettled(workspace: History) -> bool:
     """Whether ledger and versions tell different stories. Cheap: no bytes of tensors are read."""
-    states = workspace.states()
+    entries, lineage = workspace.ledger.entries(), workspace.store.lineage()
+    states, staged = states_in(entries), set(workspace.store.staged_ids())
     waited_for = {plan_id for plan_id, state in states.items() if state == "held"}
-    leftovers = set(workspace.store.staged_ids()) - waited_for
-    return bool(leftovers or _discrepancies(workspace, states))
+    return bool(
+        staged - waited_for
+        or _discrepancies(states, lineage, staged)
+        or _half_undone(lineage, states)
+        or overtaken(entries, states, lineage.digest)
+        or half_replaced(entries, states)
+    )
 
 
-def disagreement(workspace: Workspace) -> str | None:
+def disagreement(workspace: History) -> str | None:
     """Where ledger and versions tell different stories, in words; None where they agree."""
     states, lineage = workspace.states(), workspace.store.lineage()
-    for plan_id, (_, reason) in _discrepancies(workspace, states).items():
+    told = _discrepancies(states, lineage, set(workspace.store.staged_ids()))
+    for plan_id, (_, reason) in told.items():
         return f"edit {plan_id} is {states[plan_id]} in the ledger, but {reason}"
     for version in lineage.versions:
         if lineage.undone(version.edit_id):
@@ -114,6 +147,6 @@ def disagreement(workspace: Workspace) -> str | None:
     return None
 
 
-def _record(workspace: Workspace, plan_id: str, reason: str, undone: bool) -> None:
+def _record(workspace: History, plan_id: str, reason: str, undone: bool) -> None:
     body = {"event": "roll-back", "plan_id": plan_id, "edit_id": plan_id, "reason": reason, "undone": undone}
     workspace.ledger.append("rolled-back", body)

@@ -11,12 +11,12 @@ from guardedit.gate import keys
 from guardedit.gate.approvals import require_readable
 from guardedit.gate.signatures import PROPOSAL, Proposal, Signed
 from guardedit.gate.trust import REVOKED, STATEMENT, TRUSTED, KeyStatement, Role, Trust
+from guardedit.pipeline.history import History
 from guardedit.pipeline.recovery import editing
-from guardedit.pipeline.workspace import Workspace
 from guardedit.records import canonical
 
 
-def folder_of(workspace: Workspace) -> Path:
+def folder_of(workspace: History) -> Path:
     """Where this user's private keys lie. BadRequestError for a folder inside the home, which others may read."""
     folder = workspace.settings.keys or keys_folder()
     if folder.resolve().is_relative_to(workspace.home.resolve()):
@@ -26,18 +26,18 @@ def folder_of(workspace: Workspace) -> Path:
     return folder
 
 
-def signer(workspace: Workspace) -> keys.PrivateKey | None:
+def signer(workspace: History) -> keys.PrivateKey | None:
     """The key that was asked for, or None; raises NotFoundError or BadRequestError where it cannot be used."""
     name = workspace.settings.key or named_key()
     return keys.load_key(folder_of(workspace), name, workspace.ask) if name else None
 
 
-def trust(workspace: Workspace) -> Trust:
+def trust(workspace: History) -> Trust:
     """The keys that the ledger trusts. IntegrityError where an entry about keys cannot stand."""
     return Trust(workspace.ledger.entries())
 
 
-def trust_key(workspace: Workspace, file: Path, role: Role, name: str | None = None) -> KeyStatement:
+def trust_key(workspace: History, file: Path, role: Role, name: str | None = None) -> KeyStatement:
     """Trust a public key's file in a role. BadRequestError, NeedsApprovalError without a policy owner's key."""
     public = keys.read_public(file)
     word = KeyStatement(
@@ -47,7 +47,7 @@ def trust_key(workspace: Workspace, file: Path, role: Role, name: str | None = N
     return _record(workspace, word, TRUSTED)
 
 
-def revoke_key(workspace: Workspace, name: str, reason: str) -> KeyStatement:
+def revoke_key(workspace: History, name: str, reason: str) -> KeyStatement:
     """Trust a key no longer, for good; what it signed and nobody has applied counts no more. Raises as `trust_key`."""
     if not reason.strip():
         raise BadRequestError("revoke: a reason is needed")
@@ -60,7 +60,7 @@ def revoke_key(workspace: Workspace, name: str, reason: str) -> KeyStatement:
     return _record(workspace, word, REVOKED)
 
 
-def _record(workspace: Workspace, word: KeyStatement, kind: str) -> KeyStatement:
+def _record(workspace: History, word: KeyStatement, kind: str) -> KeyStatement:
     key = signer(workspace)
     with editing(workspace):
         known = trust(workspace)
@@ -73,7 +73,7 @@ def _record(workspace: Workspace, word: KeyStatement, kind: str) -> KeyStatement
     return word
 
 
-def missing_owners(workspace: Workspace, word: KeyStatement) -> int:
+def missing_owners(workspace: History, word: KeyStatement) -> int:
     """How many more policy owners have to say the same until it holds."""
     return trust(workspace).waiting(word)
 
@@ -87,7 +87,7 @@ def _require_owner(known: Trust, word: KeyStatement) -> None:
         ) from error
 
 
-def proposal(workspace: Workspace, plan_digest: str) -> dict[str, Any]:
+def proposal(workspace: History, plan_digest: str) -> dict[str, Any]:
     """The author's signature for the plan's entry, where a key was named. NeedsApprovalError where
     the key that was named has not the role; a key from the environment just does not sign."""
     key = signer(workspace)
@@ -101,12 +101,12 @@ def proposal(workspace: Workspace, plan_digest: str) -> dict[str, Any]:
     return {"proposal": {"statement": made.model_dump(mode="json"), "envelope": envelope}}
 
 
-def _may(workspace: Workspace, key: keys.PrivateKey, role: Role) -> bool:
+def _may(workspace: History, key: keys.PrivateKey, role: Role) -> bool:
     known = trust(workspace).keys.get(key.public.key_id)
     return known is not None and known.has(role)
 
 
-def listed(workspace: Workspace) -> dict[str, Any]:
+def listed(workspace: History) -> dict[str, Any]:
     """Trusted and revoked keys of the home, and the private keys of this user."""
     rows = [
         {"name": k.name, "key_id": k.key.key_id, "roles": list(k.roles), "revoked": k.revoked is not None,
