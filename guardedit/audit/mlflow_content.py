@@ -76,8 +76,16 @@ def tags(audit: AuditReport) -> dict[str, str]:
         "plan_digest": audit.plan_digest,
         "digest_after": audit.digest_after,
         "waivers": str(len(audit.plan.waivers)),
+        "waits": "yes" if audit.outcome in _WAITING else "no",
+        "incident": "yes" if is_incident(audit) else "no",
     }
     return {f"guardedit.{name}": visible(value)[:5000] for name, value in found.items() if value}
+
+
+def is_incident(audit: AuditReport) -> bool:
+    """Whether the saved view of incidents lists it: stopped, dropped, held, undone, or let through in an emergency."""
+    emergency = audit.decision is not None and audit.decision.ticket is not None
+    return emergency or audit.outcome in ("blocked", "rolled-back", "held")
 
 
 def params(audit: AuditReport) -> dict[str, str]:

@@ -42,7 +42,7 @@ def connected(uri: str) -> Iterator[MlflowClient]:
         from mlflow import MlflowClient
 
         _require_database(uri)
-        client = MlflowClient(tracking_uri=uri)
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         client.search_experiments(max_results=1)
         yield client
 
