@@ -73,7 +73,7 @@ def draw(picture: Picture, theme: Theme = "page") -> str:
 
 @lru_cache(maxsize=8)
 def _drawn(picture: Picture) -> str:
-    """In stand-in colours. Kept for a moment: a page and a file of their own want the same few pictures."""
+    """In stand-in colours; kept for a moment, as a page and a file want the same few pictures."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

@@ -110,7 +110,9 @@ class Tracker:
             desk.finish()
             return told[0]
 
-    def sync(self, ledger: EntrySource, load_report: Callable[[str], AuditReport | Story | None]) -> SyncResult:
+    def sync(
+        self, ledger: EntrySource, load_report: Callable[[str], AuditReport | Story | None]
+    ) -> SyncResult:
         """Bring MLflow to where the ledger is. `load_report` is given a plan id.
 
         A plan whose record cannot be read, or is not there yet, is counted as behind and does not stop the others.

@@ -8,13 +8,13 @@ from typing import Any
 
 import typer
 
-from guardedit.cli import auditing, edits, evaluation, keys, prepare, remedi, tracing, tuning, upkeep
+from guardedit.cli import auditing, desk, edits, evaluation, keys, prepare, remedi, tracing, tuning, upkeep
 from guardedit.cli.common import app
 from guardedit.errors import GuardeditError
 
 __all__ = ["app", "main"]
 
-_COMMANDS = (auditing, edits, evaluation, keys, prepare, remedi, tracing, tuning, upkeep)
+_COMMANDS = (auditing, desk, edits, evaluation, keys, prepare, remedi, tracing, tuning, upkeep)
 # Typer brings its own copy of click since 0.21 and uses the real one before: both are reached through Typer.
 _Misuse: type[Any] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 INTERRUPTED = 130

@@ -35,7 +35,9 @@ class Served:
         found = handle.manifest()
         for change in plan.delta.changes:
             if change.acts is None and found[change.parameter] != change.digest_after:
-                raise IntegrityError(f"{change.parameter} is {found[change.parameter]}, not {change.digest_after}")
+                raise IntegrityError(
+                    f"{change.parameter} is {found[change.parameter]}, not {change.digest_after}"
+                )
 
     def answer(self, prompt: str, tokens: int = 20) -> str:
         """The edited model's greedy continuation."""

@@ -14,11 +14,11 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from guardedit import __version__
 from guardedit.audit.words import visible
 from guardedit.records import AuditReport, canonical
 
@@ -148,7 +148,7 @@ def _save(made: Path, given: Path) -> None:
             str(made),
             python_model=str(file),
             artifacts={"delta": str(given / "delta.safetensors"), "plan": str(given / "plan.json")},
-            pip_requirements=[f"guardedit=={__version__}"],
+            pip_requirements=[f"guardedit=={version('guardedit')}"],
             model_config={"base": None, "tokens": 20},
         )
 

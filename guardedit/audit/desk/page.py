@@ -94,7 +94,9 @@ def _briefly(audit: AuditReport, terms: Terms, whole: tuple[str, str]) -> tuple[
     """Both sides in `BRIEF` characters; a text that does not fit is not cut but said to be elsewhere."""
     asked, found = whole
     if len(asked) > BRIEF:
-        asked = f"{markdown_text(tell(audit).title)[:400]}\n\n{_TOO_LONG}\n\nPlan digest `{audit.plan_digest}`"
+        asked = (
+            f"{markdown_text(tell(audit).title)[:400]}\n\n{_TOO_LONG}\n\nPlan digest `{audit.plan_digest}`"
+        )
     if len(found) > BRIEF:
         lines = [f"- {markdown_text(visible(f.sentence))}" for f in broken_limits(audit)[:3]]
         told = [_state(audit), *lines, "", *(f"- {line}" for line in consequences(audit, terms)[:2])]
@@ -142,7 +144,9 @@ def consequences(audit: AuditReport, terms: Terms) -> tuple[str, ...]:
         f"The answer counts for {number(terms.hours)} hours from the moment you give it, and for these digests only.",
     ]
     if terms.approvals > 1:
-        lines.append(f"{terms.approvals} different people have to approve; this queue takes one of their words.")
+        lines.append(
+            f"{terms.approvals} different people have to approve; the question comes back until they have."
+        )
     if terms.signed:
         lines.append(
             "The policy wants signatures. An approval given here is not one: read here, sign with "
@@ -156,8 +160,14 @@ def _bound(audit: AuditReport) -> str:
     if is_held(audit) and audit.drift is not None:
         rows.append(("Monitor's report", digest_of(audit.drift)))
     rows += [("Policy", audit.plan.policy_digest), ("Model it stands on", audit.plan.model_digest)]
-    rows += [("Editor", audit.plan.editor), ("Author", visible(audit.plan.author)), ("Planned", audit.plan.created)]
-    lines = [f"| {name} | {f'`{text}`' if 'sha256' in text else markdown_text(text)} |" for name, text in rows]
+    rows += [
+        ("Editor", audit.plan.editor),
+        ("Author", visible(audit.plan.author)),
+        ("Planned", audit.plan.created),
+    ]
+    lines = [
+        f"| {name} | {f'`{text}`' if 'sha256' in text else markdown_text(text)} |" for name, text in rows
+    ]
     return "\n".join(["**What an answer is bound to**", "", "| What | Which |", "| --- | --- |", *lines])
 
 
@@ -169,12 +179,16 @@ def _found(audit: AuditReport, terms: Terms) -> str:
         parts.append(_limits(audit, "Limits on the staged copy", audit.postop.findings))
     parts.append(_limits(audit, "Limits before the write", audit.plan.judgement.findings))
     probes = audit.drift.probes if audit.drift is not None else audit.plan.risk.probes
-    table = probes_table("Prompts that would change most" if audit.drift is None else "Prompts that changed most", probes)
+    table = probes_table(
+        "Prompts that would change most" if audit.drift is None else "Prompts that changed most", probes
+    )
     if table is not None:
         parts.append(f"**{table.caption}**\n\n" + _head_of(table, (0, 2, 3, 4)))
     risky = sorted(audit.plan.risk.latents, key=lambda x: -x.share)[:_EXAMPLES]
     if risky:
-        labels = tuple(f"{visible(x.label)} ({100 * x.share:.2g} % of what the write picks up)" for x in risky)
+        labels = tuple(
+            f"{visible(x.label)} ({100 * x.share:.2g} % of what the write picks up)" for x in risky
+        )
         parts.append(_bullets("Concepts that the write picks up most (SAE latents, by label)", labels))
     parts.append(_bound(audit))
     return "\n\n".join(parts)

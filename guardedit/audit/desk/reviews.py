@@ -22,7 +22,7 @@ QUEUE = "Edits that wait for a person"
 MAX_REVIEWERS = 10
 """MLflow takes no more in a queue."""
 _WITH_LOGIN = (
-    "This server knows who you are. Read the whole page, choose, and write your reason under Rationale: without a reason "
+    "This server knows who you are. Read the whole page, choose, and write your reason under Rationale: without one "
     "the answer does not count. It goes on record under your login when `guardedit collect` reads it. Your own plan is "
     "somebody else's to approve."
 )
@@ -134,7 +134,9 @@ def _answer(raw: Any) -> Answer | None:
     meant = {APPROVE: True, REJECT: False, True: True, False: False}.get(value)
     if meant is None:
         return None
-    return Answer(meant, (raw.rationale or "").strip(), str(raw.source.source_id or ""), _at(raw.last_update_time_ms))
+    return Answer(
+        meant, (raw.rationale or "").strip(), str(raw.source.source_id or ""), _at(raw.last_update_time_ms)
+    )
 
 
 def _schema(client: TracingClient, experiment: str, login: bool | None) -> str:

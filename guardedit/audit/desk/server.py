@@ -1,4 +1,4 @@
-"""What kind of server MLflow runs as: whether it asks for a login, who we are there, and the command that starts one."""
+"""What MLflow's server is like: whether it asks for a login, who we are there, and the command that starts one."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def look(uri: str) -> Server | None:
                 raise TrackingError(f"MLflow at {bare} answered {asked.status_code}; try again later")
             return Server(True, _user(session, bare, uri))
     except (requests.RequestException, ValueError) as error:
-        raise TrackingError(f"MLflow at {bare} did not answer: {type(error).__name__}; try again later") from error
+        raise TrackingError(
+            f"MLflow at {bare} did not answer: {type(error).__name__}; try again later"
+        ) from error
 
 
 def _user(session: Any, bare: str, uri: str) -> str | None:
@@ -97,6 +99,8 @@ def _settings(home: Path, users: Path) -> Path:
         "default_permission = NO_PERMISSIONS",
         f"database_uri = sqlite:///{users}",
         "admin_username = admin",
+        # Passwords are hashed slowly on purpose; once a minute is enough, and one worker drops what it knew at a change.
+        "auth_cache_ttl_seconds = 60",
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth",
     )
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

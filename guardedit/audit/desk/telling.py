@@ -37,7 +37,7 @@ class Desk:
     def __init__(
         self, client: MlflowClient, uri: str, experiment: str, model_name: str, material: Material | None
     ) -> None:
-        self._client, self._uri, self._experiment = client, uri, experiment
+        self.client, self._uri, self._experiment = client, uri, experiment
         self._model_name, self._material = model_name, material
         self._changed = False
 
@@ -60,7 +60,7 @@ class Desk:
 
     @cached_property
     def _shelf(self) -> models.Shelf:
-        return models.read(self._client, self._model_name)
+        return models.read(self.client, self._model_name)
 
     def page(self, audit: AuditReport) -> Page:
         """What a reviewer reads of this edit."""
@@ -69,7 +69,7 @@ class Desk:
     def tell(self, audit: AuditReport, run_id: str) -> None:
         """Trace, registered version, queue. The queue comes last: it may need more rights than the rest."""
         if not self._changed:
-            views.write(self._client, self._experiment)
+            views.write(self.client, self._experiment)
         self._changed = True
         page = self.page(audit)
         at = milliseconds(audit.plan.created)
@@ -84,12 +84,12 @@ class Desk:
     def finish(self) -> None:
         """Put the aliases where the ledger says, once everything is told."""
         if self._material is not None and self._changed:
-            models.point(self._client, self._shelf, self._material.live())
+            models.point(self.client, self._shelf, self._material.live())
 
     def _register(self, audit: AuditReport, run_id: str) -> None:
         committed = audit.outcome == "committed" or audit.plan.plan_id in self._shelf.versions
         if committed and self._material is not None:
-            models.register(self._client, self._shelf, audit, self._material.delta(audit.plan.plan_id), run_id)
+            models.register(self.client, self._shelf, audit, self._material.delta(audit.plan.plan_id), run_id)
 
     def _withdraw(self, audit: AuditReport, page: Page) -> None:
         """Questions about this plan that nobody needs to answer any more; answered ones stay to be seen."""

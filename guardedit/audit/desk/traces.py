@@ -1,4 +1,4 @@
-"""A page as an MLflow trace: written so that telling it again changes nothing, and read back to see what stood there."""
+"""A page as an MLflow trace: telling it again changes nothing, and it is read back to see what stood there."""
 
 from __future__ import annotations
 

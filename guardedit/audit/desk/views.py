@@ -1,7 +1,7 @@
 """Saved views of the run list: Pending, Risk × drift, Incidents.
 
-MLflow keeps a view in an experiment tag whose form is not documented (3.17: JSON around a deflated state). It is written
-here and nowhere else; a browser that does not understand it shows the plain list.
+MLflow keeps a view in an experiment tag whose form is not documented (3.17: JSON around a deflated state). It is
+written here and nowhere else; a browser that does not understand it shows the plain list.
 """
 
 from __future__ import annotations
