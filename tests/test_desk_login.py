@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,8 +22,10 @@ from guardedit.records import Plan
 
 __all__ = ["empty_mlflow", "home", "world"]
 pytest.importorskip("flask_wtf", reason="the extra guardedit[login] is not installed")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 REASON = "read the page"
+NUMBERS = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,8 @@ class Asked:
         for name, value in (("USERNAME", "admin"), ("PASSWORD", "a-long-enough-password")):
             patch.setenv(f"MLFLOW_TRACKING_{name}", value)
         self.guard = self.fresh()
-        self.plan: Plan = self.guard.plan(request_of())
+        # The server is shared, and one plan's name belongs to one home.
+        self.plan: Plan = self.guard.plan(request_of(subject=f"Tower {next(NUMBERS)}"))
         assert self.guard.sync()["notes"] == []
         give_roles(self.guard, ["ana", "eva", "ben"], ["run"])
         self.trace = trace_id(read_report_facts(self.guard, self.plan))
@@ -135,7 +139,7 @@ def test_an_old_approval_does_not_count(asked: Asked, monkeypatch: pytest.Monkey
 
 
 def test_an_approval_of_another_plan_or_of_a_changed_page_does_not_count(asked: Asked) -> None:
-    other = asked.guard.plan(request_of(1))
+    other = asked.guard.plan(request_of(subject=f"Tower {next(NUMBERS)}"))
     asked.guard.sync()
     there = trace_id(read_report_facts(asked.fresh(), other))
     assert answer(asked.server, "ana", there, True, REASON, "ana") == 200

@@ -19,6 +19,7 @@ from guardedit.records import AuditReport, DriftReport, Outcome, Plan, Score, di
 
 Stage = Literal["plan", "preop", "edit", "postop"]
 Row = dict[str, Any]
+Tables = dict[str, list[Row]]
 
 STAGES: tuple[Stage, ...] = ("preop", "edit", "postop")
 _WAITING: frozenset[Outcome] = frozenset({"auto-approved", "needs-approval", "held"})
@@ -222,7 +223,7 @@ def _changed(plan: Plan) -> str:
     return f"{n_tensors} tensor(s).{f' {told}' if told else ''}"
 
 
-def tables(audit: AuditReport) -> dict[str, list[Row]]:
+def tables(audit: AuditReport) -> Tables:
     """Rows by artifact path; empty tables are left out."""
     found = {
         "tables/requests.json": request_rows(audit),

@@ -99,7 +99,7 @@ def _settings(home: Path, users: Path) -> Path:
         "default_permission = NO_PERMISSIONS",
         f"database_uri = sqlite:///{users}",
         "admin_username = admin",
-        # Passwords are hashed slowly on purpose; once a minute is enough, and one worker drops what it knew at a change.
+        # Passwords are hashed slowly on purpose; once a minute is enough, and a change counts at once.
         "auth_cache_ttl_seconds = 60",
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth",
     )
