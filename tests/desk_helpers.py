@@ -71,7 +71,7 @@ def running(folder: Path, empty: Path, login: bool) -> Iterator[Running]:
 
 
 def _wait(process: Any, made: Running, log: Path) -> None:
-    for _ in range(240):
+    for _ in range(600):
         if process.poll() is not None:
             raise RuntimeError(f"MLflow ended: {log.read_text()[-2000:]}")
         with contextlib.suppress(requests.RequestException):

@@ -84,6 +84,7 @@ def test_a_plan_is_approved_in_the_review_tab_and_applied(
     picture(browse, "desk-queue")
     browse.get_by_text("Start review").click()
     browse.get_by_text("What happens if you decide").wait_for()
+    browse.locator("textarea:not([disabled])").wait_for()
     picture(browse, "desk-review")
     assert plan.digest in browse.content() and "Limits before the write" in browse.content()
     browse.get_by_text("Approve", exact=True).click()

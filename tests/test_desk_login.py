@@ -194,12 +194,14 @@ def test_two_people_one_after_the_other(home: Home, server: Running, monkeypatch
 def test_roles_part_those_who_write_from_those_who_review(asked: Asked) -> None:
     server, experiment = asked.server, asked.experiment
     run = {"experiment_id": experiment, "start_time": 1, "tags": []}
-    for name, status in (("ana", 403), ("run", 200), (None, 401)):
+    for name, status in (("run", 200), (None, 401)):
         assert call(server, name, "POST", "2.0/mlflow/runs/create", run).status_code == status
     assert answer(server, "run", asked.trace, True, REASON, "ana") == 403
     assert complete(server, "run", asked.queue, asked.trace, "ana") == 403
-    tag = {"experiment_id": experiment, "key": "guardedit.x", "value": "y"}
-    assert call(server, "ana", "POST", "2.0/mlflow/experiments/set-experiment-tag", tag).status_code == 403
+    with tracker(asked.fresh()).at_desk(asked.plan.model_name) as (_, desk):
+        told = desk.client.search_runs([experiment], "tags.`guardedit.stage` = 'plan'")[0].info.run_id
+    tag = {"run_id": told, "key": "guardedit.outcome", "value": "committed"}
+    assert call(server, "ana", "POST", "2.0/mlflow/runs/set-tag", tag).status_code == 403
     asked.review("ana")
     assert give_roles(asked.fresh(), ["ana"], ["run"])["given"]["guardedit-runner"] == ["run"]
     assert [one.outcome for one in asked.collect().answers] == ["approved"]

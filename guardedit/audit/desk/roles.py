@@ -13,10 +13,12 @@ REVIEWER, RUNNER = "guardedit-reviewer", "guardedit-runner"
 
 
 def rights(experiment: str) -> dict[str, tuple[tuple[str, str, str], ...]]:
-    """Role -> (resource, pattern, right). A reviewer cannot write runs, a runner cannot review."""
+    """Role -> (resource, pattern, right). A reviewer cannot change runs, a runner cannot review."""
     return {
         REVIEWER: (
-            ("experiment", experiment, "READ"),
+            # READ would do for the interface, but MLflow's page gives no buttons to whoever may not edit the experiment.
+            ("experiment", experiment, "EDIT"),
+            ("run", "*", "READ"),
             ("trace", "*", "EDIT"),
             ("review_queue", "*", "EDIT"),
         ),
