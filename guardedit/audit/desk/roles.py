@@ -16,7 +16,7 @@ def rights(experiment: str) -> dict[str, tuple[tuple[str, str, str], ...]]:
     """Role -> (resource, pattern, right). A reviewer cannot change runs, a runner cannot review."""
     return {
         REVIEWER: (
-            # READ would do for the interface, but MLflow's page gives no buttons to whoever may not edit the experiment.
+            # READ would do for the interface; MLflow's page gives no buttons to whoever may not edit the experiment.
             ("experiment", experiment, "EDIT"),
             ("run", "*", "READ"),
             ("trace", "*", "EDIT"),

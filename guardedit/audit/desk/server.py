@@ -77,6 +77,8 @@ def command(uri: str, artifacts: Path, port: int, login: bool) -> list[str]:
 def environment(home: Path, login: bool) -> dict[str, str]:
     """The server's switches: no usage reports; with a login, where its users lie and who the first is."""
     made = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    # Seven workers for jobs that guardedit has none of; they would outlive the server, too.
+    made["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     if not login:
         return made
     _require_login_parts()
