@@ -191,7 +191,7 @@ def test_status_and_log_load_nothing_heavy(story: Story) -> None:
 def test_the_record_is_read_without_torch() -> None:
     code = (
         "import sys, guardedit.pipeline.reviewing, guardedit.pipeline.publishing, guardedit.pipeline.sealing\n"
-        "import guardedit.cli.desk; assert 'torch' not in sys.modules"
+        "import guardedit.cli.briefing; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 

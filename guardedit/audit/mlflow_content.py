@@ -19,6 +19,7 @@ from guardedit.records import AuditReport, DriftReport, Outcome, Plan, Score, di
 
 Stage = Literal["plan", "preop", "edit", "postop"]
 Row = dict[str, Any]
+Tables = dict[str, list[Row]]
 
 STAGES: tuple[Stage, ...] = ("preop", "edit", "postop")
 _WAITING: frozenset[Outcome] = frozenset({"auto-approved", "needs-approval", "held"})
@@ -76,8 +77,16 @@ def tags(audit: AuditReport) -> dict[str, str]:
         "plan_digest": audit.plan_digest,
         "digest_after": audit.digest_after,
         "waivers": str(len(audit.plan.waivers)),
+        "waits": "yes" if audit.outcome in _WAITING else "no",
+        "incident": "yes" if is_incident(audit) else "no",
     }
     return {f"guardedit.{name}": visible(value)[:5000] for name, value in found.items() if value}
+
+
+def is_incident(audit: AuditReport) -> bool:
+    """Whether the saved view of incidents lists it: stopped, dropped, held, undone, or let through in an emergency."""
+    emergency = audit.decision is not None and audit.decision.ticket is not None
+    return emergency or audit.outcome in ("blocked", "rolled-back", "held")
 
 
 def params(audit: AuditReport) -> dict[str, str]:
@@ -214,7 +223,7 @@ def _changed(plan: Plan) -> str:
     return f"{n_tensors} tensor(s).{f' {told}' if told else ''}"
 
 
-def tables(audit: AuditReport) -> dict[str, list[Row]]:
+def tables(audit: AuditReport) -> Tables:
     """Rows by artifact path; empty tables are left out."""
     found = {
         "tables/requests.json": request_rows(audit),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,13 +82,8 @@ def fill(client: MlflowClient, run: Run, audit: AuditReport, report_dir: Path | 
         chosen,
         tags_of(tags),
     )
-    for path, rows in tables.items():
-        _table(client, run_id, path, rows)
     _inputs(client, run_id, content.datasets(audit))
-    client.log_text(run_id, canonical(audit.plan).decode(), "plan.json")
-    _files(client, run_id, audit, report_dir)
-    for picture in sheet_of(audit).pictures:
-        client.log_text(run_id, draw(picture, "light"), f"figures/{picture.name}.svg")
+    _files(client, run_id, audit, report_dir, tables)
     close(client, run, content.status_of(audit), audit, content.run_name(audit))
 
 
@@ -108,10 +104,11 @@ def _batched(
         client.log_batch(run_id, params=chosen[start : start + 90], tags=tags[start : start + 90])
 
 
-def _table(client: MlflowClient, run_id: str, path: str, rows: list[dict[str, Any]]) -> None:
+def _table(path: Path, rows: list[dict[str, Any]]) -> None:
     """MLflow's table format, written whole: its own `log_table` would append on every retelling."""
     columns = list(rows[0])
-    client.log_dict(run_id, {"columns": columns, "data": [[row[c] for c in columns] for row in rows]}, path)
+    found = {"columns": columns, "data": [[row[c] for c in columns] for row in rows]}
+    path.write_text(json.dumps(found, indent=2), encoding="utf-8")
 
 
 def _inputs(client: MlflowClient, run_id: str, datasets: tuple[content.Dataset, ...]) -> None:
@@ -131,13 +128,25 @@ def _inputs(client: MlflowClient, run_id: str, datasets: tuple[content.Dataset, 
         client.log_inputs(run_id, told)
 
 
-def _files(client: MlflowClient, run_id: str, audit: AuditReport, report_dir: Path | None) -> None:
+def _files(
+    client: MlflowClient, run_id: str, audit: AuditReport, report_dir: Path | None, tables: content.Tables
+) -> None:
+    """Plan, report, tables and figures, handed over together."""
     with tempfile.TemporaryDirectory() as scratch:
-        folder = report_dir if report_dir is not None else Path(scratch)
+        folder = Path(scratch)
         if report_dir is None:
             render(audit, folder)
-        for name in ("report.html", "report.md", "report.json"):
-            client.log_artifact(run_id, str(folder / name))
+        else:
+            for name in ("report.html", "report.md", "report.json"):
+                shutil.copyfile(report_dir / name, folder / name)
+        (folder / "plan.json").write_bytes(canonical(audit.plan))
+        for part in ("tables", "figures"):
+            (folder / part).mkdir()
+        for path, rows in tables.items():
+            _table(folder / path, rows)
+        for picture in sheet_of(audit).pictures:
+            (folder / "figures" / f"{picture.name}.svg").write_text(draw(picture, "light"), encoding="utf-8")
+        client.log_artifacts(run_id, str(folder))
 
 
 def fill_stage(client: MlflowClient, run: Run, audit: AuditReport, stage: content.Stage) -> None:
@@ -155,4 +164,7 @@ def close(client: MlflowClient, run: Run, status: str, audit: AuditReport, name:
     """Set name, status and end; a plan that waits stays open."""
     if status == "FINISHED":
         client.set_terminated(run.info.run_id, status, content.milliseconds(audit.created))
-    client.update_run(run.info.run_id, status, name)
+    else:
+        client.update_run(run.info.run_id, status)
+    if name is not None and name != run.info.run_name:
+        client.update_run(run.info.run_id, name=name)

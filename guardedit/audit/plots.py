@@ -12,6 +12,7 @@ import re
 import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from guardedit.audit.sheet import Bars, Dumbbells, Intervals, Picture, Point, Volcano
@@ -67,6 +68,12 @@ _WIDTH = 9.4
 
 def draw(picture: Picture, theme: Theme = "page") -> str:
     """One picture as an `<svg role="img">` with title and description; no global setting of matplotlib changes."""
+    return _finish(_drawn(picture), picture, theme)
+
+
+@lru_cache(maxsize=8)
+def _drawn(picture: Picture) -> str:
+    """In stand-in colours; kept for a moment, as a page and a file want the same few pictures."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -81,7 +88,7 @@ def draw(picture: Picture, theme: Theme = "page") -> str:
         _PAINTERS[type(picture.data)](figure, figure.subplots(), picture.data)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
-    return _finish(out.getvalue(), picture, theme)
+    return out.getvalue()
 
 
 def _settings(default: Any) -> Any:

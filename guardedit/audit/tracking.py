@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from guardedit.audit import mlflow_content as content
 from guardedit.audit import mlflow_runs as runs
+from guardedit.audit.desk.telling import Desk, Material
 from guardedit.audit.files import make_folder
 from guardedit.audit.mlflow_store import LOCK_SECONDS, connected, prepare, sqlite_file
 from guardedit.errors import GuardeditError, TrackingError
@@ -25,8 +26,12 @@ from guardedit.records import AuditReport
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-__all__ = ["SyncResult", "Tracker", "experiment_name", "prepare"]
+__all__ = ["Story", "SyncResult", "Tracker", "experiment_name", "prepare"]
 
+VIEW = "2"
+"""Form of what is told: a plan that was told in an older one is told again."""
+LOT = 20
+"""Plans that `sync` tells before it lets others in."""
 _PLAN_ID = re.compile(r"[\w.:-]{1,200}")
 
 
@@ -54,16 +59,33 @@ class SyncResult:
     behind: int
     notes: tuple[str, ...] = ()
 
+    def with_(self, other: SyncResult) -> SyncResult:
+        """Both together."""
+        counts = self.created + other.created, self.updated + other.updated, self.behind + other.behind
+        return SyncResult(*counts, (*self.notes, *other.notes))
+
+
+@dataclass(frozen=True)
+class Story:
+    """An edit to be told, and the folder of its rendered report where there is one."""
+
+    audit: AuditReport
+    report_dir: Path | None = None
+
 
 class Tracker:
     """Writes the view. Making one does nothing yet; every method raises TrackingError when MLflow is away.
 
-    `uri` is `sqlite:///…` or a server's address; artifacts of a SQLite store lie under `artifact_root`.
+    `uri` is `sqlite:///…` or a server's address; artifacts of a SQLite store lie under `artifact_root`. Without
+    `material` no versions are registered, and pages say what a policy asks for by default.
     """
 
-    def __init__(self, uri: str, artifact_root: Path) -> None:
+    def __init__(self, uri: str, artifact_root: Path, material: Material | None = None) -> None:
         self.uri = uri
         self.artifact_root = artifact_root
+        self._material = material
+        # One lock object: whoever holds it may ask for it again, as a lot does that opens runs while it is told.
+        self._lock = FileLock(artifact_root / ".tracking.lock", timeout=LOCK_SECONDS)
 
     def open_run(self, audit: AuditReport) -> str:
         """The run of a plan, created empty if there is none, so that a report can name it before it is logged."""
@@ -81,26 +103,28 @@ class Tracker:
         `report_dir` holds the rendered report.*; without it they are rendered anew. `ledger_seq` is the last ledger
         entry that the record rests on.
         """
-        return self._log(audit, report_dir, ledger_seq)[0]
+        _require_searchable(audit.plan.plan_id)
+        with self._alone() as client:
+            desk = self._desk(client, audit.plan.model_name)
+            told = self._tell(client, desk, Story(audit, report_dir), ledger_seq)
+            desk.finish()
+            return told[0]
 
-    def sync(self, ledger: EntrySource, load_report: Callable[[str], AuditReport | None]) -> SyncResult:
+    def sync(
+        self, ledger: EntrySource, load_report: Callable[[str], AuditReport | Story | None]
+    ) -> SyncResult:
         """Bring MLflow to where the ledger is. `load_report` is given a plan id.
 
         A plan whose record cannot be read, or is not there yet, is counted as behind and does not stop the others.
+        Plans are told in small lots: somebody else who has something to tell waits for one lot, not for all.
         """
         with connected(self.uri) as client:
             known = _known_seqs(client)
-        created, updated, notes = 0, 0, []
-        for plan_id, seq in last_entries(ledger).items():
-            if known.get(plan_id, -1) >= seq:
-                continue
-            audit, problem = _loaded(load_report, plan_id)
-            if audit is None:
-                notes.append(f"{plan_id}: {problem}")
-                continue
-            _, made = self._log(audit, None, seq)
-            created, updated = created + made, updated + (not made)
-        return SyncResult(created, updated, len(notes), tuple(notes))
+        late = [(plan, seq) for plan, seq in last_entries(ledger).items() if known.get(plan, -1) < seq]
+        done = SyncResult(0, 0, 0)
+        for start in range(0, len(late), LOT):
+            done = done.with_(self._lot(late[start : start + LOT], load_report))
+        return done
 
     def behind(self, ledger: EntrySource) -> int:
         """How many plans of the ledger MLflow does not show as they stand."""
@@ -108,22 +132,51 @@ class Tracker:
             known = _known_seqs(client)
         return sum(known.get(plan_id, -1) < seq for plan_id, seq in last_entries(ledger).items())
 
-    def _log(self, audit: AuditReport, report_dir: Path | None, seq: int | None) -> tuple[str, bool]:
-        """The run's id, and whether it is told for the first time."""
-        _require_searchable(audit.plan.plan_id)
-        record, place = content.fingerprint(audit), {} if seq is None else {"guardedit.ledger_seq": str(seq)}
+    @contextmanager
+    def at_desk(self, model_name: str) -> Iterator[tuple[str, Desk]]:
+        """The experiment's id and the desk of a model, while nobody else writes."""
         with self._alone() as client:
-            experiment = self._experiment(client, audit.plan.model_name)
-            known = runs.find_runs(client, experiment, audit.plan.plan_id)
-            parent = runs.run_of(client, experiment, audit, "plan", known)
-            if parent.data.tags.get("guardedit.record") != record:
-                runs.fill(client, parent, audit, report_dir)
-                for stage in content.stages_of(audit):
-                    child = runs.run_of(client, experiment, audit, stage, known, parent)
-                    runs.fill_stage(client, child, audit, stage)
-            # The marks come last: a run without them was interrupted, and is told again.
-            runs.mark(client, parent, {"guardedit.record": record, **place})
-            return str(parent.info.run_id), "guardedit.record" not in parent.data.tags
+            yield self._experiment(client, model_name), self._desk(client, model_name)
+
+    def _lot(
+        self, late: list[tuple[str, int]], load_report: Callable[[str], AuditReport | Story | None]
+    ) -> SyncResult:
+        created, updated, notes = 0, 0, []
+        desks: dict[str, Desk] = {}
+        with self._alone() as client:
+            for plan_id, seq in late:
+                story, problem = _loaded(load_report, plan_id)
+                if story is None:
+                    notes.append(f"{plan_id}: {problem}")
+                    continue
+                name = story.audit.plan.model_name
+                desk = desks.setdefault(name, self._desk(client, name))
+                _, made = self._tell(client, desk, story, seq)
+                created, updated = created + made, updated + (not made)
+            for desk in desks.values():
+                desk.finish()
+        return SyncResult(created, updated, len(notes), tuple(notes))
+
+    def _tell(self, client: MlflowClient, desk: Desk, story: Story, seq: int | None) -> tuple[str, bool]:
+        """The run's id, and whether it is told for the first time."""
+        audit = story.audit
+        record, place = content.fingerprint(audit), {} if seq is None else {"guardedit.ledger_seq": str(seq)}
+        experiment = self._experiment(client, audit.plan.model_name)
+        known = runs.find_runs(client, experiment, audit.plan.plan_id)
+        parent = runs.run_of(client, experiment, audit, "plan", known)
+        tags = parent.data.tags
+        if (tags.get("guardedit.record"), tags.get("guardedit.view")) != (record, VIEW):
+            runs.fill(client, parent, audit, story.report_dir)
+            for stage in content.stages_of(audit):
+                child = runs.run_of(client, experiment, audit, stage, known, parent)
+                runs.fill_stage(client, child, audit, stage)
+            desk.tell(audit, parent.info.run_id)
+        # The marks come last: a run without them was interrupted, and is told again.
+        runs.mark(client, parent, {"guardedit.record": record, "guardedit.view": VIEW, **place})
+        return str(parent.info.run_id), "guardedit.record" not in tags
+
+    def _desk(self, client: MlflowClient, model_name: str) -> Desk:
+        return Desk(client, self.uri, self._experiment(client, model_name), model_name, self._material)
 
     def _experiment(self, client: MlflowClient, model_name: str) -> str:
         name = experiment_name(model_name)
@@ -143,7 +196,7 @@ class Tracker:
         """Connected, and the only writer: two at once would create a plan's run twice."""
         with connected(self.uri) as client:
             make_folder(self.artifact_root)
-            with FileLock(self.artifact_root / ".tracking.lock", timeout=LOCK_SECONDS):
+            with self._lock:
                 yield client
 
 
@@ -173,10 +226,13 @@ def _require_searchable(plan_id: str) -> None:
         )
 
 
-def _loaded(load_report: Callable[[str], AuditReport | None], plan_id: str) -> tuple[AuditReport | None, str]:
+def _loaded(
+    load_report: Callable[[str], AuditReport | Story | None], plan_id: str
+) -> tuple[Story | None, str]:
     try:
         _require_searchable(plan_id)
-        return load_report(plan_id), "there is no report of it yet"
+        found = load_report(plan_id)
+        return Story(found) if isinstance(found, AuditReport) else found, "there is no report of it yet"
     except (GuardeditError, TrackingError) as error:
         return None, str(error)
 
@@ -193,7 +249,9 @@ def _known_seqs(client: MlflowClient) -> dict[str, int]:
             experiments, "tags.`guardedit.stage` = 'plan'", max_results=1000, page_token=token
         )
         for run in page:
-            found[run.data.tags["guardedit.plan_id"]] = int(run.data.tags.get("guardedit.ledger_seq", -1))
+            tags = run.data.tags
+            told = tags.get("guardedit.view") == VIEW
+            found[tags["guardedit.plan_id"]] = int(tags.get("guardedit.ledger_seq", -1)) if told else -1
         token = page.token
         if not token:
             break

@@ -1,94 +1,136 @@
-"""The reviewers' desk in a terminal: what waits, one after the other, and a word on each."""
+"""Commands of the reviewers' desk: serve, collect, desk roles."""
 
 from __future__ import annotations
 
-from rich.console import Console
+from typing import Annotated, Any
 
-from guardedit.cli.differences import difference_text
-from guardedit.cli.words import clean, decisions_text, disturbed_lines, findings_lines, request_lines
-from guardedit.errors import GuardeditError, IntegrityError
-from guardedit.pipeline.deciding import decide_plan
-from guardedit.pipeline.history import History
-from guardedit.pipeline.reviewing import Waiting, queue, waiting
+import typer
 
-_CHOICES = {
-    "a": "approve", "approve": "approve", "r": "reject", "reject": "reject",
-    "s": "skip", "skip": "skip", "": "skip", "q": "quit", "quit": "quit",
-}  # fmt: skip
-_ASKED = "  [a]pprove  [r]eject  [s]kip  [q]uit > "
-CLOSEST = 3
-"""Limits that are kept and shown all the same: those that were used up most."""
+from guardedit.cli.common import (
+    HomeOption,
+    JsonOption,
+    ModelOption,
+    Options,
+    TrackingOption,
+    app,
+    console,
+    emit,
+    from_context,
+)
 
+desk_app = typer.Typer(name="desk", help="People and roles at MLflow's review queue.", no_args_is_help=True)
+app.add_typer(desk_app)
 
-class Desk:
-    """One walk through the queue, in a terminal."""
-
-    def __init__(self, record: History) -> None:
-        self.record = record
-        self.out: Console = Console(markup=False, highlight=False)
-        self.told: list[str] = []
-
-    def walk(self, plan_ids: list[str]) -> None:
-        """Each plan in turn, until the end or `quit`; what was decided is said once more."""
-        for number, plan_id in enumerate(plan_ids, start=1):
-            self.out.rule(f"{number} of {len(plan_ids)}", characters="-", style="none")
-            if not self._one(plan_id):
-                break
-        left = len(plan_ids) - len(self.told)
-        self.out.print("\n".join([*self.told, f"{left} left" if plan_ids else "nothing waits for a person"]))
-
-    def _one(self, plan_id: str) -> bool:
-        """Show and ask until there is a word, a skip, or `quit` (False)."""
-        if plan_id not in queue(self.record):
-            self.out.print(f"plan {plan_id} does not wait any more: {self.record.state(plan_id)}")
-            return True
-        self.out.print(brief(waiting(self.record, plan_id)), soft_wrap=True)
-        while True:
-            choice = self._ask(_ASKED)
-            choice = _CHOICES.get(choice.lower()) if choice is not None else "quit"
-            if choice in ("skip", "quit"):
-                return choice == "skip"
-            if choice is not None and self._decide(plan_id, choice):
-                return True
-
-    def _decide(self, plan_id: str, choice: str) -> bool:
-        """Put the word on record, as `approve` and `reject` do; False where it is no word or is refused."""
-        reason = self._ask(f"  reason to {choice} > ")
-        if not reason:
-            self.out.print("  no reason, no word")
-            return False
-        outcome = "approved" if choice == "approve" else "rejected"
-        try:
-            word = decide_plan(self.record, plan_id, outcome, reason)
-        except IntegrityError:
-            raise
-        except GuardeditError as error:
-            self.out.print(f"  refused: {clean(str(error))}", soft_wrap=True)
-            return False
-        self.told.append(f"{plan_id}: {word.outcome} by {word.approver}; now {self.record.state(plan_id)}")
-        self.out.print(f"  {word.outcome} by {word.approver}")
-        return True
-
-    def _ask(self, prompt: str) -> str | None:
-        """What was typed, without blanks around it; None at the end of the input."""
-        try:
-            return self.out.input(prompt, markup=False).strip()
-        except EOFError:
-            return None
+_NO_LOGIN = (
+    "answers in the Review tab do NOT count on this server: it has no login. Decide with `guardedit approve`, or start "
+    "it with --login"
+)
 
 
-def brief(one: Waiting) -> str:
-    """What a reviewer needs: of a plan made anew that is not worse the difference alone, else what `show` shows."""
-    plan = one.plan
-    lines = [f"plan {plan.plan_id} by {clean(plan.author)}, {one.state}   {plan.digest[:19]}…"]
-    lines += request_lines(plan)
-    if one.difference is not None:
-        lines.append(difference_text(one.difference))
-    if one.postop is not None:
-        lines.append(f"  HELD: {clean(one.postop.reason)}   report {str(one.drift_digest)[:19]}…")
-        lines += findings_lines(one.postop, CLOSEST)
-    elif one.difference is None or not one.difference["not_worse"]:
-        lines.append(f"  {plan.judgement.outcome.upper()}: {clean(plan.judgement.reason)}")
-        lines += [*findings_lines(plan.judgement, CLOSEST), *disturbed_lines(plan.risk)]
-    lines.append(f"  more: guardedit show {plan.plan_id}   guardedit try {plan.plan_id} PROMPT")
-    return "\n".join(lines) + decisions_text(list(one.words))
+@app.command()
+def serve(
+    context: typer.Context,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port on this machine.")] = 5000,
+    login: Annotated[
+        bool, typer.Option("--login", help="Ask for a login, so that answers count; needs guardedit[login].")
+    ] = False,
+    tracking_uri: TrackingOption = None,
+    model: ModelOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Start MLflow on this home's records (loopback only), at the queue of edits that wait for a person."""
+    import subprocess
+
+    from guardedit.pipeline.serving import prepared
+
+    options = from_context(context, model, home, as_json, tracking_uri=tracking_uri)
+    made = prepared(options.guard(), port, login)
+    lines = [f"the queue: {made.queue}", *(f"{name}: {url}" for name, url in made.views.items())]
+    lines += [f"not told: {note}" for note in made.notes]
+    if not login:
+        lines.append(_NO_LOGIN)
+    document = {"address": made.address, "queue": made.queue, "views": made.views, "login": login,
+                "tracking_uri": made.tracking_uri, "notes": list(made.notes)}  # fmt: skip
+    emit(options, document, "\n".join(lines))
+    raise typer.Exit(subprocess.call(made.command, env=made.environment))
+
+
+@app.command()
+def collect(
+    context: typer.Context,
+    tracking_uri: TrackingOption = None,
+    model: ModelOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put on record what reviewers answered in MLflow's Review tab; only a server with a login makes answers count."""
+    from guardedit.errors import GuardeditError, TrackingError
+    from guardedit.pipeline import desk
+
+    options = from_context(context, model, home, as_json, tracking_uri=tracking_uri)
+    try:
+        found = desk.collect(options.guard())
+    except TrackingError as error:
+        raise GuardeditError(f"MLflow was not reached: {error}. Nothing was put on record") from error
+    emit(options, _document(found), "\n".join(_lines(found)))
+    raise typer.Exit(4 if desk.nothing_counted(found) else 0)
+
+
+def _document(found: Any) -> dict[str, Any]:
+    return {
+        "login": found.login,
+        "answers": [vars(one) for one in found.answers],
+        "waiting": list(found.waiting),
+    }
+
+
+def _lines(found: Any) -> list[str]:
+    lines = [
+        f"{one.plan_id}: refused, from {one.by}: {one.reason}"
+        if one.outcome == "refused"
+        else f"{one.plan_id}: {one.outcome} by {one.by}: {one.reason}"
+        for one in found.answers
+    ]
+    lines += [f"{plan_id}: nobody has answered" for plan_id in found.waiting]
+    if not found.login:
+        lines.append(_NO_LOGIN)
+    return lines or ["nothing waits for a person"]
+
+
+@desk_app.command("roles")
+def roles(
+    context: typer.Context,
+    reviewer: Annotated[
+        list[str] | None, typer.Option("--reviewer", help="A user of the server who may review. Repeatable.")
+    ] = None,
+    runner: Annotated[
+        list[str] | None,
+        typer.Option("--runner", help="A user who may write runs and may not review. Repeatable."),
+    ] = None,
+    tracking_uri: TrackingOption = None,
+    model: ModelOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Give people of an MLflow server with a login their roles, and reviewers their place at the queue.
+
+    Needs an administrator's credentials in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.
+    """
+    from guardedit.errors import GuardeditError, TrackingError
+    from guardedit.pipeline.serving import give_roles
+
+    options = from_context(context, model, home, as_json, tracking_uri=tracking_uri)
+    try:
+        found = give_roles(options.guard(), reviewer or [], runner or [])
+    except TrackingError as error:
+        raise GuardeditError(str(error)) from error
+    _told(options, found)
+
+
+def _told(options: Options, found: dict[str, Any]) -> None:
+    console().print(
+        f"the queue takes answers of {', '.join(found['queue_users']) or 'nobody yet'}", markup=False
+    )
+    lines = [f"{role}: {', '.join(people) or 'nobody'}" for role, people in found["given"].items()]
+    emit(options, found, "\n".join(lines))

@@ -140,7 +140,7 @@ def review(
         raise BadRequestError(
             "review asks questions, and stdin is no terminal; use `guardedit approve` or `guardedit reject`"
         )
-    from guardedit.cli.desk import Desk
+    from guardedit.cli.briefing import Desk
 
     Desk(record).walk(queue(record))
 

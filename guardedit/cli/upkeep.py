@@ -1,4 +1,4 @@
-"""Commands on the record: status, log, verify, recover, doctor, sync, export, serve."""
+"""Commands on the record: status, log, verify, recover, doctor, sync, export."""
 
 from __future__ import annotations
 
@@ -170,29 +170,3 @@ def _diagnosis(guard: Any) -> dict[str, Any]:
         except GuardeditError as error:
             found[name] = f"PROBLEM: {error}"
     return found
-
-
-@app.command()
-def serve(
-    context: typer.Context,
-    port: Annotated[int, typer.Option("--port", help="Port on this machine.")] = 5000,
-    tracking_uri: TrackingOption = None,
-    model: ModelOption = None,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Open MLflow on this home's records (loopback only)."""
-    import subprocess
-    import sys
-
-    from guardedit.pipeline.reporting import tracking_uri as uri_of
-
-    options = from_context(context, model, home, as_json, tracking_uri=tracking_uri)
-    uri = uri_of(options.guard())
-    emit(
-        options,
-        {"tracking_uri": uri, "address": f"http://127.0.0.1:{port}"},
-        f"MLflow at http://127.0.0.1:{port}",
-    )
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
-    raise typer.Exit(subprocess.call([*command, "--host", "127.0.0.1", "--port", str(port)]))

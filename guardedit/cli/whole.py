@@ -10,6 +10,7 @@ import typer
 
 from guardedit.cli import (
     auditing,
+    desk,
     edits,
     evaluation,
     guarding,
@@ -30,7 +31,8 @@ from guardedit.errors import GuardeditError
 __all__ = ["app", "main"]
 
 _COMMANDS = (
-    auditing, edits, evaluation, guarding, keys, policies, prepare, record, remedi, review, tracing, tuning, upkeep,
+    auditing, desk, edits, evaluation, guarding, keys, policies, prepare, record, remedi, review, tracing, tuning,
+    upkeep,
 )  # fmt: skip
 # Typer brings its own copy of click since 0.21 and uses the real one before: both are reached through Typer.
 _Misuse: type[Any] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")

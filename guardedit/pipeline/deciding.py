@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from guardedit.errors import BadRequestError, BlockedError, HeldError, NeedsApprovalError, StaleError
@@ -40,6 +40,14 @@ class Emergency:
 
     ticket: str
     hours: float = MAX_EMERGENCY_HOURS
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A word that a person gave elsewhere: when, and where it was found. It is a name's, never a key's."""
+
+    at: datetime
+    where: dict[str, Any]
 
 
 def demands(policy: Policy) -> dict[str, Any]:
@@ -83,6 +91,7 @@ def decide_plan(
     reason: str,
     approver: str | None = None,
     emergency: Emergency | None = None,
+    heard: Heard | None = None,
 ) -> Decision:
     """Put a person's word on record, bound to the plan's digest (and to the drift report of a held edit).
 
@@ -91,7 +100,7 @@ def decide_plan(
     """
     plan = workspace.read_plan(plan_id)
     event: Event = "reject" if outcome != "approved" else "break-glass" if emergency else "approve"
-    key = signer(workspace)
+    key = signer(workspace) if heard is None else None
     with editing(workspace):
         state = workspace.state(plan_id)
         if emergency is not None:
@@ -101,7 +110,8 @@ def decide_plan(
         _require_open(workspace, plan_id, state, event, emergency)
         case = held(case, drift_digest_of(workspace, plan_id)) if state == "held" else case
         word = _worded(workspace, case, outcome, reason, approver, key, emergency)
-        _record(workspace, plan_id, state, event, case, word, key)
+        word = word if heard is None else word.model_copy(update={"at": heard.at.isoformat()})
+        _record(workspace, plan_id, state, event, case, word, key, heard)
     return word
 
 
@@ -181,12 +191,14 @@ def _record(
     case: Case,
     word: Decision,
     key: PrivateKey | None,
+    heard: Heard | None = None,
 ) -> None:
     """One entry; it opens the gate when enough words are there."""
     envelope = key.sign(canonical(word), DECISION) if key else None
     body: dict[str, Any] = {
         "plan_id": plan_id, "edit_id": plan_id, "decision": word.model_dump(mode="json"), "envelope": envelope,
     }  # fmt: skip
+    body |= {} if heard is None else {"heard": heard.where}
     if word.outcome == "approved":
         history, now = words_of(workspace.history(plan_id)), workspace.now()
         fresh = Word(word, _next(workspace), "decided", envelope)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from guardedit.audit.report import RenderedReport, render
-from guardedit.audit.tracking import Tracker
+from guardedit.audit.tracking import Story, Tracker
 from guardedit.errors import TrackingError
 from guardedit.pipeline.applying import UNTRACKED, read_report_facts
+from guardedit.pipeline.papers import Papers, at_this_moment
 from guardedit.pipeline.workspace import Workspace
 from guardedit.records import AuditReport
 
@@ -31,7 +32,8 @@ def tracking_uri(workspace: Workspace) -> str:
 
 def tracker(workspace: Workspace) -> Tracker:
     """The MLflow adapter of this home."""
-    return Tracker(tracking_uri(workspace), (workspace.home / "mlflow-artifacts").absolute())
+    root = (workspace.home / "mlflow-artifacts").absolute()
+    return Tracker(tracking_uri(workspace), root, Papers(workspace))
 
 
 def publish(workspace: Workspace, edit_id: str) -> Published:
@@ -70,17 +72,19 @@ def sync(workspace: Workspace) -> dict[str, Any]:
     Plans that MLflow shows as they stand are left alone; a plan that cannot be told is counted as `behind`, and
     `notes` says why. Reports of plans that are told are written anew: they name their run.
     """
-    mlflow, told = tracker(workspace), {}
+    still = at_this_moment(workspace)
+    mlflow, told = tracker(still), {}
 
-    def load_report(plan_id: str) -> AuditReport:
-        audit = read_report_facts(workspace, workspace.read_plan(plan_id))
+    def load_report(plan_id: str) -> Story:
+        audit = read_report_facts(still, still.read_plan(plan_id))
         run_id = told[plan_id] = mlflow.open_run(audit)
         named = audit.model_copy(update={"mlflow_run_id": run_id})
-        render(named, report_folder(workspace, plan_id))
-        return named
+        folder = report_folder(still, plan_id)
+        render(named, folder)
+        return Story(named, folder)
 
-    done = mlflow.sync(workspace.ledger, load_report)
-    head = workspace.ledger.head()
+    done = mlflow.sync(still.ledger, load_report)
+    head = still.ledger.head()
     return {
         "told": told,
         "behind": done.behind,
