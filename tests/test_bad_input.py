@@ -103,7 +103,7 @@ def test_an_unknown_editor_model_edit_and_folder(home: Home, tmp_path: Path) -> 
 def test_a_home_that_cannot_be_made(home: Home, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     blocked = Home(home.world, tmp_path / "file" / "home")
-    said(blocked.run("plan", str(home.requests(GOOD))), 2, "cannot be written", "Not a directory")
+    said(blocked.run("plan", str(home.requests(GOOD))), 2, "cannot be read", "Not a directory")
 
 
 POLICIES = {

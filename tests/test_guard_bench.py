@@ -23,7 +23,7 @@ from guardedit.evaluation.guard.adversarial import KINDS, adversarial
 from guardedit.evaluation.guard.association import auroc_worst, figure, gain, spearman
 from guardedit.evaluation.guard.calibrating import calibrated
 from guardedit.evaluation.guard.far_sample import FarSample, looked_at
-from guardedit.evaluation.guard.features import SETS, Feature
+from guardedit.evaluation.guard.features import IN_A_PLAN, SETS, Feature
 from guardedit.evaluation.guard.findings import avoided, combined_risk
 from guardedit.evaluation.guard.fitting import conformal, cross_validated, fit_line, fit_scope
 from guardedit.evaluation.guard.frames import measured, read_rows, rows_digest, to_frame, write_rows
@@ -478,3 +478,16 @@ def test_the_committed_rows_are_what_a_rerun_gives(tmp_path: Path) -> None:
                 assert row[f"pred.{name}"] == pytest.approx(value, rel=0.02, abs=1e-6), name
         for name in ("near/kl_nats", "subject/kl_nats", "far/kl_nats/python"):
             assert row[f"out.{name}"] == pytest.approx(made["outcomes"][name], rel=0.05, abs=1e-5), name
+
+
+def test_the_shipped_model_is_what_calibrate_makes_of_the_committed_rows() -> None:
+    shipped = RiskModel.load(ROOT / "guardedit" / "assets" / "smollm2-135m" / "risk_models" / "rome.json")
+    natural = measured(read_rows(TABLE), "rome", ("known", "unknown"))
+    natural = natural[natural["out.near/kl_nats"].notna()].reset_index(drop=True)
+    assert shipped.rows_digest == rows_digest(natural)
+    far = fit_scope(natural, "far", IN_A_PLAN, shipped.seed)
+    kept = next(one for one in shipped.scopes if one.scope == "far")
+    assert {t.score: pytest.approx(t.weight, rel=1e-3) for t in kept.terms} == {
+        t.score: t.weight for t in far.terms
+    }
+    assert far.half_width == pytest.approx(kept.half_width, rel=1e-3)
