@@ -196,7 +196,8 @@ def test_sync_tells_the_whole_desk_and_telling_it_again_changes_nothing(
     guard.sync()
     with connected(uri) as client:
         name = models.registered_name(guard.read_plan(first).model_name)
-        assert dict(client.get_registered_model(name).aliases) == {"production": "1"}
+        aliases = client.get_registered_model(name).aliases
+        assert {alias: str(version) for alias, version in aliases.items()} == {"production": "1"}
     asks = mlflow_home.guard(SOFT, tracking_uri=uri)
     waits = asks.plan(request_of(2)).plan_id
     guard.sync()

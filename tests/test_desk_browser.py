@@ -68,7 +68,7 @@ def picture(page: Any, name: str) -> None:
 def test_a_plan_is_approved_in_the_review_tab_and_applied(
     home: Home, server: Running, browse: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("guardedit.pipeline.workspace.current_user", lambda: "ben")
+    monkeypatch.setattr("guardedit.pipeline.history.current_user", lambda: "ben")
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a-long-enough-password")
     guard = home.guard(SOFT, tracking_uri=server.address)
@@ -102,6 +102,7 @@ def test_a_plan_is_approved_in_the_review_tab_and_applied(
     picture(browse, "desk-run")
     for key, (name, _, _) in views.VIEWS.items():
         browse.goto(views.address(server.address, experiment, key))
+        browse.reload()  # an address that differs behind the # alone leaves the last view's menu open
         browse.get_by_test_id("saved-views-trigger").wait_for()
         picture(browse, f"desk-{key.removeprefix('guardedit-')}")
         browse.get_by_test_id("saved-views-trigger").click()

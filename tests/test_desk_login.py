@@ -40,7 +40,7 @@ class Asked:
 
     def __init__(self, home: Home, server: Running, patch: pytest.MonkeyPatch, author: str = "ben") -> None:
         self.home, self.server = home, server
-        patch.setattr("guardedit.pipeline.workspace.current_user", lambda: author)
+        patch.setattr("guardedit.pipeline.history.current_user", lambda: author)
         for name, value in (("USERNAME", "admin"), ("PASSWORD", "a-long-enough-password")):
             patch.setenv(f"MLFLOW_TRACKING_{name}", value)
         self.guard = self.fresh()
@@ -70,7 +70,7 @@ class Asked:
         found = self.collect()
         (one,) = found.answers
         assert one.outcome == "refused" and self.fresh().state(self.plan.plan_id) == "needs-approval"
-        assert not self.fresh().ledger.entries("decided")
+        assert not self.fresh().ledger.entries("decided", plan_id=self.plan.plan_id)
         assert self.collect().waiting == (self.plan.plan_id,)
         with pytest.raises(NeedsApprovalError):
             self.fresh().apply(self.plan.plan_id)
