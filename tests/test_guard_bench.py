@@ -491,3 +491,11 @@ def test_the_shipped_model_is_what_calibrate_makes_of_the_committed_rows() -> No
         t.score: t.weight for t in far.terms
     }
     assert far.half_width == pytest.approx(kept.half_width, rel=1e-3)
+
+
+def test_safer_than_any_edit_fitted_on_counts_as_the_safest_of_those_and_riskier_as_unknown() -> None:
+    more = Term(score="x", transform="identity", centre=0, scale=1, weight=0.7, low=1, high=3)
+    less = more.model_copy(update={"weight": -0.7})
+    assert more.supports(-50) and more.part(-50) == more.part(1) < more.part(2)
+    assert less.supports(50) and less.part(50) == less.part(3) < less.part(2)
+    assert not more.supports(3.2) and not less.supports(0.8)

@@ -94,25 +94,19 @@ def scores_table(caption: str, scores: tuple[Score, ...], worth: Mapping[str, st
             _interval(s),
             "" if s.n is None else f"{s.n:,}",
             "" if s.percentile is None else f"{s.percentile:.0f}",
-            visible(s.reason or ""),
-            *((worth.get(s.name, ""),) if worth else ()),
+            _remark(s, worth or {}),
             Code(s.name),
         )
         for s in scores
     )
-    told = ("On measured edits it",) if worth else ()
-    head = (
-        "Score",
-        "About",
-        "Value",
-        "95 % interval",
-        "n",
-        "Percentile among real edits",
-        "Remark",
-        *told,
-        "Name",
-    )
+    head = ("Score", "About", "Value", "95 % interval", "n", "Percentile among real edits", "Remark", "Name")
     return Table(caption, head, rows, frozenset({2, 3, 4, 5}), folded=True)
+
+
+def _remark(score: Score, worth: Mapping[str, str]) -> str:
+    """What is said of its value, and what such values have been worth."""
+    known = f"On measured edits it {worth[score.name]}." if score.name in worth else ""
+    return ". ".join(part for part in (visible(score.reason or "").rstrip("."), known) if part)
 
 
 def _interval(score: Score) -> str:

@@ -3,8 +3,8 @@
 log damage = intercept + Σ weight · z, where z is a score (its logarithm where it spans decades), centred and scaled.
 Weights of scores that mean more risk are never negative. Beside the expectation stand a conformal interval (Lei et al.
 2018, "Distribution-Free Predictive Inference for Regression", split form with out-of-fold residuals) and the
-probability that the damage is among the worst tenth of those that the model was fitted on. Outside the range of scores
-that it was fitted on, the model has no opinion.
+probability that the damage is among the worst tenth of those that the model was fitted on. Where a score is riskier
+than any that it was fitted on, the model has no opinion; where one is safer, it counts as the safest of those.
 """
 
 from __future__ import annotations
@@ -44,13 +44,15 @@ class Term(Record):
         return math.log(value)
 
     def part(self, value: float) -> float:
-        """weight · z."""
-        return self.weight * (self.transformed(value) - self.centre) / self.scale
+        """weight · z, where a score that is safer than any fitted on counts as the safest of those."""
+        inside = self.transformed(value)
+        inside = max(inside, self.low) if self.weight > 0 else min(inside, self.high)
+        return self.weight * (inside - self.centre) / self.scale
 
     def supports(self, value: float) -> bool:
-        """Whether edits with such a score were among those fitted on."""
-        room = SLACK * (self.high - self.low)
-        return self.low - room <= self.transformed(value) <= self.high + room
+        """Whether edits as risky by this score were among those fitted on."""
+        room, found = SLACK * (self.high - self.low), self.transformed(value)
+        return found <= self.high + room if self.weight > 0 else found >= self.low - room
 
 
 class ScopeModel(Record):
