@@ -19,7 +19,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from guardedit.edits.deltas import EditDelta, decode
+from benchmarks.reference_bank import read_delta
+from guardedit.edits.deltas import EditDelta
 from guardedit.evaluation.guard.adversarial import adversarial
 from guardedit.evaluation.guard.outcome_prompts import Neighbours, named
 from guardedit.evaluation.guard.predictors import SAE_SCORES
@@ -28,7 +29,6 @@ from guardedit.evaluation.readers import read_cases
 from guardedit.pipeline import open as open_guard
 from guardedit.pipeline.asking import complete
 from guardedit.pipeline.measuring import risk_context
-from guardedit.records import DeltaRecord, digest_of_bytes
 from guardedit.risk.context import RiskContext
 from guardedit.risk.delta_stage import DELTA_SCORES
 from guardedit.risk.delta_view import DeltaView
@@ -56,17 +56,6 @@ def shuffled_energies(sae: Sae) -> Sae:
 CONTROLS = {"random": random_decoder, "shuffled": shuffled_energies}
 
 
-def stored(path: Path, editor: str) -> EditDelta:
-    """A solved delta."""
-    data, zero = path.read_bytes(), "sha256:" + "0" * 64
-    return decode(
-        data,
-        DeltaRecord(
-            editor=editor, changes=(), file_digest=digest_of_bytes(data), hparams={}, model_digest=zero
-        ),
-    )
-
-
 def rows_of(out: Path, facts: Path, editor: str) -> Iterator[dict[str, Any]]:
     """A row for each edit that was solved."""
     guard = open_guard(home=out / "home-controls")
@@ -84,7 +73,7 @@ def rows_of(out: Path, facts: Path, editor: str) -> Iterator[dict[str, Any]]:
             if row["error"] is None and delta.is_file():
                 request = named(complete(guard.handle, by_id[row["case_id"]].request), pool, NAMED, SEED)
                 about = {"editor": editor, "stratum": row["stratum"], "case_id": row["case_id"]}
-                yield about | _controlled(contexts, request, stored(delta, editor))
+                yield about | _controlled(contexts, request, read_delta(delta, editor))
 
 
 def _controlled(contexts: dict[str, RiskContext], request: Any, delta: EditDelta) -> dict[str, float | None]:

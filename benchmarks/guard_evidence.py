@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from guardedit.evaluation.guard.adversarial import KINDS
-from guardedit.evaluation.guard.association import Figure
+from guardedit.evaluation.guard.association import Figure, auroc_worst, spearman
 from guardedit.evaluation.guard.command import gathered
 from guardedit.evaluation.guard.features import (
     BEST,
@@ -33,10 +33,9 @@ from guardedit.evaluation.guard.features import (
     Feature,
 )
 from guardedit.evaluation.guard.findings import alone, avoided, combined_risk, fitted, gains, stopping
-from guardedit.evaluation.guard.fitting import OUTCOMES, cross_validated, fit_scope, log_damage
+from guardedit.evaluation.guard.fitting import OUTCOMES, cross_validated, fit_scope, log_damage, natural_edits
 from guardedit.evaluation.guard.frames import OUT, measured, read_rows, write_rows
 from guardedit.evaluation.guard.operating import gate_figures, judgements, stopped_by_rule
-from guardedit.evaluation.guard.strata import KNOWN, UNKNOWN
 from guardedit.gate.rules import load_policy
 from guardedit.pipeline.kit import POLICY, kit_folder
 from guardedit.records import Scope
@@ -55,16 +54,9 @@ ALSO = {
 Section = Callable[[pd.DataFrame], str]
 
 
-def natural(frame: pd.DataFrame, editor: str) -> pd.DataFrame:
-    """Natural edits of an editor with an outcome in every scope."""
-    rows = measured(frame, editor, (KNOWN, UNKNOWN))
-    there = [rows[f"{OUT}{outcome}"].notna() for outcome in OUTCOMES.values()]
-    return rows[np.logical_and.reduce(there)].reset_index(drop=True)
-
-
 def editors_of(frame: pd.DataFrame, fewest: int = 40) -> list[str]:
     """Editors with enough natural edits, the one with most first."""
-    counts = {editor: len(natural(frame, editor)) for editor in sorted(set(frame["editor"]))}
+    counts = {editor: len(natural_edits(frame, editor)) for editor in sorted(set(frame["editor"]))}
     return sorted((e for e, n in counts.items() if n >= fewest), key=lambda e: -counts[e])
 
 
@@ -100,7 +92,7 @@ def section_damage(frame: pd.DataFrame) -> str:
     rows = []
     for editor in editors_of(frame):
         for outcome in (*OUTCOMES.values(), *ALSO):
-            values = natural(frame, editor).get(f"{OUT}{outcome}", pd.Series(dtype=float)).dropna()
+            values = natural_edits(frame, editor).get(f"{OUT}{outcome}", pd.Series(dtype=float)).dropna()
             if len(values):
                 q = values.quantile([0.5, 0.9, 1.0])
                 rows.append([editor, outcome, str(len(values)), *(f"{v:.2g}" for v in q)])
@@ -111,10 +103,13 @@ def section_alone(frame: pd.DataFrame) -> str:
     """Each score alone."""
     parts = []
     for editor in editors_of(frame):
-        rows = natural(frame, editor)
+        rows = natural_edits(frame, editor)
         for scope, outcome in OUTCOMES.items():
-            found = [one for one in alone(rows, outcome, SEED) if one.spearman is not None]
-            body = [[f"`{one.score}`", shown(one.spearman), shown(one.auroc)] for one in found[:SHOWN]]
+            orders, alarms = (alone(rows, outcome, one, SEED) for one in (spearman, auroc_worst))
+            body = [
+                [f"`{name}`", shown(rho), shown(alarms.get(name))]
+                for name, rho in list(orders.items())[:SHOWN]
+            ]
             parts.append(
                 f"**{editor}, {scope}** (n {len(rows)})\n\n"
                 + table(("score", "Spearman", "AUROC, worst tenth"), body)
@@ -126,7 +121,7 @@ def section_sets(frame: pd.DataFrame) -> str:
     """Sets of scores in the model."""
     rows = []
     for editor in editors_of(frame):
-        edits = natural(frame, editor)
+        edits = natural_edits(frame, editor)
         for scope in OUTCOMES:
             for name, features in SETS.items():
                 got = fitted(edits, scope, features, SEED)
@@ -154,7 +149,7 @@ def section_gains(frame: pd.DataFrame) -> str:
         [editor, scope, name, f"{g['value']:+.3f} ({g['low']:+.3f} to {g['high']:+.3f})"]
         for editor in editors_of(frame)
         for scope in OUTCOMES
-        for name, g in gains(natural(frame, editor), scope, SEED).items()
+        for name, g in gains(natural_edits(frame, editor), scope, SEED).items()
     ]
     return table(("editor", "scope", "gain", "value"), rows)
 
@@ -163,7 +158,7 @@ def section_stopping(frame: pd.DataFrame) -> str:
     """Damage avoided by stopping the riskiest fifth."""
     rows = []
     for editor in editors_of(frame):
-        found = stopping(natural(frame, editor), SETS[BEST], 0.2, SEED)
+        found = stopping(natural_edits(frame, editor), SETS[BEST], 0.2, SEED)
         rows += [
             [
                 editor,
@@ -180,7 +175,7 @@ def section_stopping(frame: pd.DataFrame) -> str:
 def section_adversarial(frame: pd.DataFrame) -> str:
     """Edits that should not be proposed: damage beside natural ones, and what the model says of them."""
     editor = editors_of(frame)[0]
-    rows = natural(frame, editor)
+    rows = natural_edits(frame, editor)
     scopes = tuple(fit_scope(rows, scope, SETS[BEST], SEED) for scope in OUTCOMES)
     model = RiskModel(
         model="",
@@ -228,7 +223,7 @@ def _kind_row(kind: str, rows: pd.DataFrame, model: RiskModel) -> list[str]:
 def section_policy(frame: pd.DataFrame) -> str:
     """The shipped policy, each of its rules, and the model's probability at three limits, on edits in the table."""
     editor = editors_of(frame)[0]
-    rows = natural(frame, editor)
+    rows = natural_edits(frame, editor)
     policy = load_policy(kit_folder("smollm2-135m") / POLICY)
     judged = judgements(rows, policy)
     gates = {
@@ -247,7 +242,7 @@ def section_policy(frame: pd.DataFrame) -> str:
 def section_controls(frame: pd.DataFrame, controls: pd.DataFrame) -> str:
     """The same model with SAE scores that come from a decoder which knows nothing."""
     editor = str(controls["editor"].iloc[0])
-    edits = natural(frame, editor).merge(controls, on=["editor", "stratum", "case_id"], how="inner")
+    edits = natural_edits(frame, editor).merge(controls, on=["editor", "stratum", "case_id"], how="inner")
     names = {c.rsplit("@", 1)[1] for c in controls.columns if "@" in c}
     kinds = {"no SAE": (), "trained": SAE, **{n: _renamed(n) for n in sorted(names)}}
     rows = []
@@ -275,7 +270,7 @@ def draw(frame: pd.DataFrame, folder: Path) -> None:
     from matplotlib import pyplot as plt
 
     plt.rcParams.update({"svg.hashsalt": "guardedit", "font.size": 9})
-    edits = natural(frame, editors_of(frame)[0])
+    edits = natural_edits(frame, editors_of(frame)[0])
     expected: dict[Scope, np.ndarray] = {
         s: cross_validated(edits, s, SETS[BEST], SEED).log_expected for s in OUTCOMES
     }

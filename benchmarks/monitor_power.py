@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.guard_controls import stored
+from benchmarks.reference_bank import read_delta
 from guardedit.drift.measure import drift_cache, measure_drift
 from guardedit.drift.probes import FAR_TOKENS, ProbeSet, build_probes
 from guardedit.drift.sides import base_side
@@ -133,7 +133,7 @@ def harmless(lab: Lab) -> Iterator[tuple[EditRequest, EditDelta, str]]:
         row = json.loads(line)
         stored_at = lab.out / "rome-deltas" / f"known-{row['case_id']}.safetensors"
         if row["error"] is None and all(row["outcomes"].get(n, 1) <= most for n, most in HARMLESS.items()):
-            yield lab.facts[row["case_id"]].request, stored(stored_at, "rome"), row["case_id"]
+            yield lab.facts[row["case_id"]].request, read_delta(stored_at, "rome"), row["case_id"]
 
 
 def run(lab: Lab, edits: int, carriers: int) -> None:

@@ -88,11 +88,13 @@ def solve(guard: Guard, cases: list[EvalCase], out: Path, editor: str) -> None:
 def stored(out: Path, editor: str, case: EvalCase) -> EditDelta | None:
     """A solved delta from its file."""
     path = out / editor / f"{case.case_id}.safetensors"
-    if not path.is_file():
-        return None
-    data = path.read_bytes()
+    return read_delta(path, editor) if path.is_file() else None
+
+
+def read_delta(path: Path, editor: str) -> EditDelta:
+    """A delta from a file that no plan names."""
+    data, zero = path.read_bytes(), "sha256:" + "0" * 64
     digest = digest_of_bytes(data)
-    zero = "sha256:" + "0" * 64
     return decode(
         data, DeltaRecord(editor=editor, changes=(), file_digest=digest, hparams={}, model_digest=zero)
     )

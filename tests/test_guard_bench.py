@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from evaluation_helpers import nudge
+from evaluation_helpers import nudge, spoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipeline_helpers import FACTS, ZERO, Home, World, home, request_of, world
@@ -23,9 +23,16 @@ from guardedit.evaluation.guard.adversarial import KINDS, adversarial
 from guardedit.evaluation.guard.association import auroc_worst, figure, gain, spearman
 from guardedit.evaluation.guard.calibrating import calibrated
 from guardedit.evaluation.guard.far_sample import FarSample, looked_at
-from guardedit.evaluation.guard.features import IN_A_PLAN, SETS, Feature
+from guardedit.evaluation.guard.features import IN_A_PLAN, SETS, Feature, columns
 from guardedit.evaluation.guard.findings import avoided, combined_risk
-from guardedit.evaluation.guard.fitting import conformal, cross_validated, fit_line, fit_scope
+from guardedit.evaluation.guard.fitting import (
+    conformal,
+    cross_validated,
+    fit_line,
+    fit_scope,
+    natural_edits,
+    unseen_lines,
+)
 from guardedit.evaluation.guard.frames import measured, read_rows, rows_digest, to_frame, write_rows
 from guardedit.evaluation.guard.outcome_prompts import Neighbours, named, outcome_prompts
 from guardedit.evaluation.guard.predictors import seen_by_the_guard
@@ -198,12 +205,21 @@ def test_a_run_that_was_cut_off_goes_on_and_measures_nothing_twice(home: Home, t
 
 def test_an_edit_that_cannot_be_solved_is_a_row_that_says_so(home: Home, tmp_path: Path) -> None:
     guard = home.guard()
-    answered = request_of(0, target_true=None, target_new="x" * 3000)
+    prompt, word = spoken(guard.handle)
+    subject = prompt.split()[0]
+    said_already = request_of(
+        subject=subject, prompt=prompt.replace(subject, "{}", 1), target_new=word, target_true=None
+    )
     bench = Bench(guard, "rome", Neighbours.of(CASES))
-    odd = EvalCase(case_id="odd", request=answered)
+    odd = EvalCase(case_id="odd", request=said_already)
     (row,) = run_rows(bench, [Chosen("known", odd)], RowFile(tmp_path / "rows.jsonl", bench.header()))
-    frame = to_frame([row])
-    assert frame["error"].notna().all() == (row["error"] is not None)
+    assert "already answers" in row["error"] and "predictors" not in row
+    assert measured(to_frame([row]), "rome", ("known",)).empty
+
+
+def test_rows_outlive_another_policy_or_risk_model_but_not_other_statistics(home: Home) -> None:
+    named = Bench(home.guard(), "rome", Neighbours.of(CASES)).header()["statistics"]
+    assert named and all(name.startswith(("second_moments/", "sae/")) for name in named)
 
 
 # -- the table
@@ -288,15 +304,18 @@ def test_unseen_relations_are_covered_as_the_level_says_and_probabilities_beat_t
     assert np.mean((said.p_harm - harmful) ** 2) < np.mean((0.1 - harmful) ** 2)
 
 
-def test_no_fold_sees_its_own_relations() -> None:
-    """Damage that belongs to the relation alone cannot be predicted on relations that were left out."""
-    frame = made_rows(120, 12)
-    shift = {f"r{i}": v for i, v in enumerate(np.random.default_rng(3).normal(size=12))}
-    own = frame["relation"].map(shift)
-    frame = frame.assign(**{"out.far/kl_nats": np.exp(own), "pred.sae_view": own.rank()})
-    noisy = frame.assign(**{"pred.sae_view": np.random.default_rng(4).normal(size=120)})
-    said = cross_validated(noisy, "far", (Feature("sae_view", "either", log=False),))
-    assert abs(spearman(said.log_expected, own.to_numpy())) < 0.5
+def test_no_fold_sees_its_own_relations(rows: pd.DataFrame) -> None:
+    """Damage that is the relation's alone, and a flag a relation: whoever had seen the relation would know it all."""
+    names = sorted(set(rows["relation"]))
+    shift = dict(zip(names, np.random.default_rng(3).normal(size=len(names)), strict=True))
+    flags = {f"pred.is_{name}": (rows["relation"] == name).astype(float) for name in names}
+    frame = rows.assign(**flags, **{"out.far/kl_nats": np.exp(rows["relation"].map(shift))})
+    features = tuple(Feature(f"is_{name}", "either", log=False) for name in names)
+    log = np.log(frame["out.far/kl_nats"].to_numpy())
+    alone_each = np.arange(len(frame))
+    seen = unseen_lines(columns(frame, features), log, alone_each, features, 0)
+    assert spearman(seen, log) > 0.9
+    assert spearman(cross_validated(frame, "far", features).log_expected, log) < 0.2
 
 
 def test_conformal_takes_the_rank_that_finite_samples_need() -> None:
@@ -482,8 +501,7 @@ def test_the_committed_rows_are_what_a_rerun_gives(tmp_path: Path) -> None:
 
 def test_the_shipped_model_is_what_calibrate_makes_of_the_committed_rows() -> None:
     shipped = RiskModel.load(ROOT / "guardedit" / "assets" / "smollm2-135m" / "risk_models" / "rome.json")
-    natural = measured(read_rows(TABLE), "rome", ("known", "unknown"))
-    natural = natural[natural["out.near/kl_nats"].notna()].reset_index(drop=True)
+    natural = natural_edits(read_rows(TABLE), "rome")
     assert shipped.rows_digest == rows_digest(natural)
     far = fit_scope(natural, "far", IN_A_PLAN, shipped.seed)
     kept = next(one for one in shipped.scopes if one.scope == "far")

@@ -78,6 +78,7 @@ def _named_file(text: str) -> tuple[str, Path]:
 
 def _figures(frame: pd.DataFrame, editor: str) -> dict[str, Any]:
     """The best single scores by outcome."""
+    from guardedit.evaluation.guard.association import spearman
     from guardedit.evaluation.guard.findings import alone, asdict_or_none
     from guardedit.evaluation.guard.fitting import OUTCOMES
     from guardedit.evaluation.guard.frames import measured
@@ -86,8 +87,8 @@ def _figures(frame: pd.DataFrame, editor: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     tried = measured(frame, editor, kinds())
     for outcome in OUTCOMES.values() if len(tried) >= 10 else ():
-        best = [one for one in alone(tried, outcome) if one.spearman is not None][:5]
-        found[outcome] = {one.score: asdict_or_none(one.spearman) for one in best}
+        best = list(alone(tried, outcome, spearman).items())[:5]
+        found[outcome] = {score: asdict_or_none(rho) for score, rho in best}
     return found
 
 

@@ -8,7 +8,7 @@ word does, which lifts the policy's limits and nothing else.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from guardedit.errors import BlockedError, GuardeditError, HeldError, NeedsApprovalError, StaleError
 
@@ -188,6 +188,15 @@ def follow(state: State, event: Event) -> State:
     """The state after an event on record, with the steps that its entry makes on the way."""
     implied = IMPLIED.get((state, event))
     return advance(advance(state, implied) if implied else state, event)
+
+
+def standing(steps: Iterable[tuple[Any, Any]]) -> dict[str, State]:
+    """Where every plan stands after these (plan, event) in order; those without either name no step."""
+    states: dict[str, State] = {}
+    for plan_id, event in steps:
+        if plan_id and event:
+            states[plan_id] = follow(states.get(plan_id, START), event)
+    return states
 
 
 def replay(events: Iterable[Event]) -> State:

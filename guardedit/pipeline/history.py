@@ -14,7 +14,7 @@ from guardedit.audit.ledger import Entry, Ledger
 from guardedit.audit.versions import VersionStore
 from guardedit.config import Settings, current_user, key_passphrase
 from guardedit.errors import IntegrityError, NotFoundError
-from guardedit.gate.states import START, State, follow, replay
+from guardedit.gate.states import State, replay, standing
 from guardedit.records import Decision, Plan, parse_record
 
 Progress = Callable[[str, float], None]
@@ -110,9 +110,4 @@ class History:
 
 def states_in(entries: Iterable[Entry]) -> dict[str, State]:
     """Where every plan stands after these entries, in the order in which the plans were made."""
-    states: dict[str, State] = {}
-    for entry in entries:
-        plan_id, event = entry.body.get("plan_id"), entry.body.get("event")
-        if plan_id and event:
-            states[plan_id] = follow(states.get(plan_id, START), event)
-    return states
+    return standing((entry.body.get("plan_id"), entry.body.get("event")) for entry in entries)

@@ -39,6 +39,18 @@ def record_outdated(workspace: History, plan_id: str, moved: Sequence[str]) -> N
     workspace.ledger.append("outdated", body)
 
 
+def moved_since(plan: Plan, live: str, policy_digest: str, inputs: Mapping[str, str]) -> list[str]:
+    """What the plan was made from and is another today, in words; `inputs`: name -> digest of what there is now."""
+    named = [f"the model ({plan.model_digest} -> {live})"] if plan.model_digest != live else []
+    named += ["the policy"] if plan.policy_digest != policy_digest else []
+    return named + other_inputs(plan, inputs)
+
+
+def other_inputs(plan: Plan, inputs: Mapping[str, str]) -> list[str]:
+    """Statistics, SAEs and maps that the plan was solved with and that are others today."""
+    return [name for name, digest in plan.delta.statistics_digests.items() if inputs.get(name) != digest]
+
+
 def aged(workspace: History, plan: Plan, state: State, policy: Policy) -> State:
     """The state that the clock leaves: `expired`, once that is on record, where the last yes is too old."""
     word = workspace.decision(plan.plan_id) if state in ("approved", "auto-approved") else None

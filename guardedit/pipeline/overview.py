@@ -17,7 +17,7 @@ from typing import Any
 
 from guardedit.audit.index import Slip, identity, read_index, write_index
 from guardedit.errors import IntegrityError
-from guardedit.gate.states import START, State, follow
+from guardedit.gate.states import State, standing
 
 
 def slips_of(home: Path) -> tuple[Slip, ...]:
@@ -64,11 +64,7 @@ def _closed(home: Path, slips: Iterable[Slip]) -> Collection[int]:
 
 def states_of(slips: Iterable[Slip]) -> dict[str, State]:
     """Where every plan stands, in the order in which they were made."""
-    states: dict[str, State] = {}
-    for slip in slips:
-        if slip.plan_id and slip.event:
-            states[slip.plan_id] = follow(states.get(slip.plan_id, START), slip.event)  # type: ignore[arg-type]
-    return states
+    return standing((slip.plan_id, slip.event) for slip in slips)
 
 
 def reviews_of(slips: Iterable[Slip], done: Collection[int], now: datetime) -> list[dict[str, Any]]:

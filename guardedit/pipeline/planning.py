@@ -96,7 +96,7 @@ def _solved(
     risk = _risk(workspace, requests, views, delta, key_layer(workspace, settings))
     plans: Literal["one", "many"] = "many" if len(requests) > 1 else "one"
     judgement = judge(risk.scores, kit.policy, waivers, "preop", workspace.now(), plans)
-    statistics = _statistics(workspace, editor)
+    statistics = statistics_of(workspace, editor)
     record = record_of(handle, delta, model_digest=handle.digest(), statistics_digests=statistics)
     return _Draft(requests, delta, record, risk, judgement, tuple(waivers))
 
@@ -109,7 +109,7 @@ def _stopped(workspace: Workspace, screening: Screening, editor: str, waivers: S
         requests=tuple(view.request for view in screening.passed),
         delta=delta,
         record=record_of(
-            handle, delta, model_digest=handle.digest(), statistics_digests=_statistics(workspace, editor)
+            handle, delta, model_digest=handle.digest(), statistics_digests=statistics_of(workspace, editor)
         ),
         risk=measure_keys(screening.views),
         judgement=judge_stopped(screening.rows, workspace.kit.policy),
@@ -171,7 +171,7 @@ def _inputs(workspace: Workspace) -> SolveInputs:
     return SolveInputs(kit.second_moments, seed, kit.saes, earlier, workspace.progress, maps=kit.maps)
 
 
-def _statistics(workspace: Workspace, editor: str) -> dict[str, str]:
+def statistics_of(workspace: Workspace, editor: str) -> dict[str, str]:
     """Digests of what the editor draws on; a new map does not make other editors' plans stale."""
     kinds = ("second_moments/", "sae/", *([f"{MAPS}/"] if editor == "remedi" else []))
     return {name: digest for name, digest in workspace.kit.digests.items() if name.startswith(kinds)}

@@ -18,7 +18,7 @@ from guardedit.pipeline.anchoring import after_commit
 from guardedit.pipeline.clock import require_clock
 from guardedit.pipeline.deciding import drift_digest_of, require_approved
 from guardedit.pipeline.history import History
-from guardedit.pipeline.outdating import aged, moved_on, outdate, record_outdated
+from guardedit.pipeline.outdating import aged, moved_on, moved_since, outdate, record_outdated
 from guardedit.pipeline.owning import require_policy
 from guardedit.records import Plan
 
@@ -83,10 +83,7 @@ def require_unmoved(workspace: History, plan: Plan, inputs: Mapping[str, str], p
 
     `inputs`: name -> digest of what there is today.
     """
-    live = workspace.store.digest()
-    named = [f"the model ({plan.model_digest} -> {live})"] if plan.model_digest != live else []
-    named += ["the policy"] if plan.policy_digest != policy.digest else []
-    named += [name for name, digest in plan.delta.statistics_digests.items() if inputs.get(name) != digest]
+    named = moved_since(plan, workspace.store.digest(), policy.digest, inputs)
     if named:
         record_outdated(workspace, plan.plan_id, named)
         raise StaleError(

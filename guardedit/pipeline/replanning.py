@@ -7,22 +7,22 @@ reads it there, without a model.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from guardedit.editors import EDITORS
 from guardedit.edits.activations import ActivationChange
 from guardedit.edits.deltas import EditDelta
 from guardedit.errors import GuardeditError, IntegrityError, LockedError
 from guardedit.gate.approvals import waiver_problem
 from guardedit.gate.states import PENDING, State, advance
-from guardedit.pipeline.outdating import moved_on
+from guardedit.pipeline.outdating import moved_on, moved_since
 from guardedit.pipeline.planning import make_plan
+from guardedit.pipeline.recorded import recorded_settings
 from guardedit.pipeline.sealing import Replacing
 from guardedit.pipeline.workspace import Workspace
 from guardedit.records import Finding, Plan, Waiver
@@ -118,37 +118,18 @@ def _waivers(workspace: Workspace, old: Plan) -> tuple[list[Waiver], list[str]]:
 
 def _changed(workspace: Workspace, plan: Plan) -> list[str]:
     """What the plan was made from and is another today."""
-    kit, live = workspace.kit, workspace.store.digest()
-    moved = [f"the model ({plan.model_digest} -> {live})"] if plan.model_digest != live else []
-    moved += ["the policy"] if plan.policy_digest != kit.policy.digest else []
-    used = plan.delta.statistics_digests
-    return moved + [name for name, digest in used.items() if kit.digests.get(name) != digest]
+    kit = workspace.kit
+    return moved_since(plan, workspace.store.digest(), kit.policy.digest, kit.digests)
 
 
 def settings_of(plan: Plan) -> dict[str, Any]:
-    """The editor's settings as the plan was solved with them; lists are kept as one text in a plan.
+    """The editor's settings as the plan was solved with them.
 
     Openings that the editor writes for each request anew (`contextual`) are left to it, as are texts that hold the
     separator.
     """
-    recorded = plan.delta.hparams
-    found = {}
-    for field in fields(EDITORS[plan.editor].hparams):
-        if field.name not in recorded or (field.name, plan.editor) == ("contexts", "contextual"):
-            continue
-        value = recorded[field.name]
-        listed = "tuple" in str(field.type) and isinstance(value, str)
-        parsed = _listed(field.name, value, recorded) if listed else value  # type: ignore[arg-type]
-        if parsed is not None or not listed:
-            found[field.name] = parsed
-    return found
-
-
-def _listed(name: str, text: str, recorded: Mapping[str, Any]) -> list[Any] | None:
-    if name == "layers":
-        return [int(part) for part in text.replace("|", ",").split(",") if part]
-    parts = text.split("|")
-    return None if len(parts) != recorded.get("n_prefixes", len(parts) - 1) + 1 else parts
+    found, _ = recorded_settings(plan)
+    return {name: value for name, value in found.items() if (name, plan.editor) != ("contexts", "contextual")}
 
 
 def _story(

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import math
 import platform
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -20,15 +18,16 @@ from guardedit.edits.deltas import EditDelta, encode, post_images, restore
 from guardedit.edits.inputs import SolveInputs
 from guardedit.edits.updates import Change, WeightChange
 from guardedit.errors import BadRequestError, GuardeditError, IntegrityError, StaleError
-from guardedit.gate.states import Event, replay
 from guardedit.models.handle import ModelHandle, tensor_digest
+from guardedit.pipeline.history import states_in
 from guardedit.pipeline.kit import require_editor
+from guardedit.pipeline.outdating import other_inputs
+from guardedit.pipeline.recorded import recorded_settings
 from guardedit.pipeline.workspace import Workspace, versions
 from guardedit.records import EditRequest, Plan, digest_of_bytes
 
 TOLERANCE = 1e-3
 """Relative Frobenius distance up to which a solve counts as the same; see docs/approvals.md for what was measured."""
-_LISTS = re.compile(r"[|,]")
 
 
 def reproduce(workspace: Workspace, edit_id: str, tolerance: float = TOLERANCE) -> dict[str, Any]:
@@ -76,8 +75,7 @@ def _differs(plan: Plan) -> dict[str, str]:
 
 def _require_same_inputs(workspace: Workspace, plan: Plan) -> None:
     require_editor(plan.editor)
-    have = workspace.kit.digests
-    other = sorted(name for name, digest in plan.delta.statistics_digests.items() if have.get(name) != digest)
+    other = sorted(other_inputs(plan, workspace.kit.digests))
     if other:
         raise StaleError(
             f"plan {plan.plan_id} was solved with another {', '.join(other)}; without the same files it cannot be "
@@ -105,28 +103,13 @@ def _bring_to(workspace: Workspace, plan: Plan) -> str:
 
 
 def _settings(plan: Plan) -> Any:
-    """The editor's settings as the plan's record has them: lists stand there as one text."""
-    kind, plain = EDITORS[plan.editor].hparams, plan.delta.hparams
-    usual = {f.name: f.default for f in fields(kind)}
-    named = {
-        name: _list_of(name, value) if isinstance(usual[name], tuple) else value
-        for name, value in plain.items()
-        if name in usual
-    }
-    found = named.get("contexts")
-    if isinstance(found, tuple) and "n_prefixes" in plain and len(found) != int(plain["n_prefixes"] or 0) + 1:
+    """The editor's settings as the plan's record has them."""
+    named, unclear = recorded_settings(plan)
+    if unclear:
         raise BadRequestError(
             f"plan {plan.plan_id}: a context holds '|', so the record does not say where one ends"
         )
-    return kind(**named)
-
-
-def _list_of(name: str, value: Any) -> tuple[Any, ...]:
-    text = str(value)
-    if name == "contexts":
-        return tuple(text.split("|"))
-    parts = [part for part in _LISTS.split(text) if part]
-    return tuple(int(part) if part.isdigit() else part for part in parts)
+    return EDITORS[plan.editor].hparams(**named)
 
 
 def _inputs(workspace: Workspace, plan: Plan) -> SolveInputs:
@@ -144,11 +127,8 @@ def _asked(workspace: Workspace, plan_id: str) -> Iterable[EditRequest]:
 def _live_then(workspace: Workspace, plan: Plan) -> list[str]:
     """Plans that were committed when this one was made, in the order in which they were planned."""
     before = workspace.plan_entry(plan.plan_id).seq
-    events: dict[str, list[Event]] = {}
-    for entry in workspace.ledger.entries()[: before - 1]:
-        if entry.body.get("plan_id") and entry.body.get("event"):
-            events.setdefault(entry.body["plan_id"], []).append(entry.body["event"])
-    return [plan_id for plan_id, told in events.items() if replay(told) == "committed"]
+    states = states_in(workspace.ledger.entries()[: before - 1])
+    return [plan_id for plan_id, state in states.items() if state == "committed"]
 
 
 def _compared(handle: ModelHandle, recorded: EditDelta, again: EditDelta, plan: Plan) -> list[dict[str, Any]]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
 
 from guardedit.errors import BadRequestError
+from guardedit.evaluation.guard.association import spearman
 from guardedit.evaluation.guard.features import IN_A_PLAN
 from guardedit.evaluation.guard.findings import alone, fitted
-from guardedit.evaluation.guard.fitting import OUTCOMES, fit_scope, groups_of
-from guardedit.evaluation.guard.frames import measured, rows_digest
-from guardedit.evaluation.guard.strata import KNOWN, UNKNOWN
+from guardedit.evaluation.guard.fitting import OUTCOMES, fit_scope, groups_of, natural_edits
+from guardedit.evaluation.guard.frames import rows_digest
 from guardedit.risk.calibration import RiskModel, Worth
 
 FEWEST = 40
@@ -28,8 +27,7 @@ def calibrated(
     Adversarial edits stay out: they are to be found outside the calibration's support, not to widen it. Raises
     BadRequestError for too few edits or relations.
     """
-    natural = measured(frame, editor, (KNOWN, UNKNOWN))
-    natural = natural[natural["out.near/kl_nats"].notna()].reset_index(drop=True)
+    natural = natural_edits(frame, editor)
     if len(natural) < FEWEST or len(set(groups_of(natural))) < 5:
         raise BadRequestError(
             f"{len(natural)} edits of {editor} in {len(set(groups_of(natural)))} relations; a risk model needs "
@@ -51,9 +49,5 @@ def calibrated(
 
 def _worth(natural: pd.DataFrame, seed: int) -> Iterator[Worth]:
     for scope, outcome in OUTCOMES.items():
-        for one in alone(natural, outcome, seed):
-            rho = one.spearman
-            if rho is not None and math.isfinite(rho.value):
-                yield Worth(
-                    score=one.score, scope=scope, spearman=rho.value, low=rho.low, high=rho.high, n=rho.n
-                )
+        for score, rho in alone(natural, outcome, spearman, seed).items():
+            yield Worth(score=score, scope=scope, spearman=rho.value, low=rho.low, high=rho.high, n=rho.n)

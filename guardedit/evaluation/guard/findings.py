@@ -3,46 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from guardedit.evaluation.guard.association import Figure, auroc_worst, figure, gain, spearman
+from guardedit.evaluation.guard.association import Figure, Statistic, auroc_worst, figure, gain, spearman
 from guardedit.evaluation.guard.features import SETS, Feature
 from guardedit.evaluation.guard.fitting import OUTCOMES, Unseen, cross_validated, groups_of, log_damage
 from guardedit.evaluation.guard.frames import OUT, PRED
 from guardedit.records import Scope
 
-TURNED = frozenset({"key_norm", "conflict_old_nats"})
-"""Scores of which less means more risk, as their trivial use has it."""
 
-
-@dataclass(frozen=True)
-class Alone:
-    """One score against one outcome."""
-
-    score: str
-    outcome: str
-    spearman: Figure | None
-    auroc: Figure | None
-
-
-def alone(frame: pd.DataFrame, outcome: str, seed: int = 0) -> list[Alone]:
-    """Every score alone, the best by |Spearman| first. Scores of `TURNED` enter with the sign turned."""
+def alone(frame: pd.DataFrame, outcome: str, statistic: Statistic, seed: int = 0) -> dict[str, Figure]:
+    """Each score by itself against an outcome, the most telling first; scores with too few values are not there."""
     observed, groups = frame[f"{OUT}{outcome}"].to_numpy(dtype=np.float64), groups_of(frame)
-    found = []
-    for column in (c for c in frame.columns if c.startswith(PRED)):
-        name = column.removeprefix(PRED)
-        values = frame[column].to_numpy(dtype=np.float64) * (-1 if name in TURNED else 1)
-        rho = figure(spearman, values, observed, groups, seed)
-        found.append(Alone(name, outcome, rho, figure(auroc_worst, values, observed, groups, seed)))
-    return sorted(found, key=lambda one: -abs(_value(one.spearman)))
-
-
-def _value(found: Figure | None) -> float:
-    return found.value if found is not None and np.isfinite(found.value) else 0.0
+    found = {
+        column.removeprefix(PRED): figure(
+            statistic, frame[column].to_numpy(dtype=np.float64), observed, groups, seed
+        )
+        for column in frame.columns
+        if column.startswith(PRED)
+    }
+    known = {name: one for name, one in found.items() if one is not None and np.isfinite(one.value)}
+    return dict(sorted(known.items(), key=lambda pair: -abs(pair[1].value)))
 
 
 def fitted(frame: pd.DataFrame, scope: Scope, features: Sequence[Feature], seed: int = 0) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from sklearn.model_selection import GroupKFold
 
 from guardedit.evaluation.guard.association import WORST
 from guardedit.evaluation.guard.features import Feature, columns, usable
-from guardedit.evaluation.guard.frames import OUT
+from guardedit.evaluation.guard.frames import OUT, measured
+from guardedit.evaluation.guard.strata import KNOWN, UNKNOWN
 from guardedit.records import Scope
 from guardedit.risk.calibration import ScopeModel, Term
 
@@ -53,6 +54,13 @@ def groups_of(frame: pd.DataFrame) -> np.ndarray:
     """One group a relation: its edits share neighbours."""
     found: np.ndarray = frame["relation"].to_numpy().astype(str)
     return found
+
+
+def natural_edits(frame: pd.DataFrame, editor: str) -> pd.DataFrame:
+    """An editor's edits of natural facts, known and unknown, that have an outcome in every scope."""
+    rows = measured(frame, editor, (KNOWN, UNKNOWN))
+    there = [rows[f"{OUT}{outcome}"].notna() for outcome in OUTCOMES.values()]
+    return rows[np.logical_and.reduce(there)].reset_index(drop=True)
 
 
 def log_damage(frame: pd.DataFrame, scope: Scope) -> np.ndarray:

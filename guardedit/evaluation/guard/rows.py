@@ -23,6 +23,7 @@ from guardedit.evaluation.rowfile import RowFile
 from guardedit.models.hooks import key_hook
 from guardedit.pipeline.asking import complete
 from guardedit.pipeline.measuring import key_layer, risk_contexts
+from guardedit.pipeline.planning import statistics_of
 from guardedit.pipeline.workspace import Workspace
 from guardedit.records import EditRequest, RiskReport
 from guardedit.risk.compare import Compared, compare
@@ -79,7 +80,7 @@ class Bench:
             "editor": self.editor,
             "seed": self.seed,
             "far": self.far.digest,
-            "statistics": dict(self.workspace.kit.digests),
+            "statistics": statistics_of(self.workspace, self.editor),
         }
 
 
