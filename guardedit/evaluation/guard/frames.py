@@ -46,7 +46,7 @@ def read_rows(path: Path) -> pd.DataFrame:
     """Read a table. Raises BadRequestError where there is none, or it is no table of edits."""
     if not path.is_file():
         raise BadRequestError(
-            f"there is no table {path}; make one with: guardedit evaluate guard --facts FILE --out {path}"
+            f"there is no table {path}; `guardedit evaluate guard --facts FILE --out FOLDER` writes one into FOLDER"
         )
     try:
         frame = pd.read_parquet(path)
