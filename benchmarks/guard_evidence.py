@@ -25,7 +25,6 @@ from guardedit.evaluation.guard.command import gathered
 from guardedit.evaluation.guard.features import (
     BEST,
     CLOSED_FORM,
-    IN_A_PLAN,
     REHEARSAL,
     SAE,
     SETS,
@@ -34,16 +33,19 @@ from guardedit.evaluation.guard.features import (
 )
 from guardedit.evaluation.guard.findings import alone, avoided, combined_risk, fitted, gains, stopping
 from guardedit.evaluation.guard.fitting import OUTCOMES, cross_validated, fit_scope, log_damage, natural_edits
-from guardedit.evaluation.guard.frames import OUT, measured, read_rows, write_rows
-from guardedit.evaluation.guard.operating import gate_figures, judgements, stopped_by_rule
+from guardedit.evaluation.guard.frames import OUT, PRED, measured, read_rows, write_rows
+from guardedit.evaluation.guard.operating import gate_figures, judgements, stopped_by_rule, with_harm
 from guardedit.gate.rules import load_policy
-from guardedit.pipeline.kit import POLICY, kit_folder
+from guardedit.pipeline.expecting import HARM
+from guardedit.pipeline.kit import kit_folder
+from guardedit.pipeline.levels import LEVELS, STANDARD, policy_file
 from guardedit.records import Scope
 from guardedit.risk.calibration import RiskModel
 
 SEED = 0
 SHOWN = 10
-OPERATING = {"strict": 0.1, "standard": 0.2, "permissive": 0.4}
+OPERATING = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
+"""Limits of the probability of harm that are shown."""
 ALSO = {
     "near/lost_top1": "near, answers lost", "subject/lost_top1": "subject, answers lost",
     "distractor/kl_nats": "neighbours behind the new fact", "object/kl_nats": "old and new object as subject",
@@ -223,20 +225,25 @@ def _kind_row(kind: str, rows: pd.DataFrame, model: RiskModel) -> list[str]:
 def section_policy(frame: pd.DataFrame) -> str:
     """The shipped policy, each of its rules, and the model's probability at three limits, on edits in the table."""
     editor = editors_of(frame)[0]
-    rows = natural_edits(frame, editor)
-    policy = load_policy(kit_folder("smollm2-135m") / POLICY)
-    judged = judgements(rows, policy)
-    gates = {
-        "shipped policy: a person is asked, or stopped": np.array(
+    rows = with_harm(natural_edits(frame, editor), SEED)
+    folder, gates = kit_folder("smollm2-135m"), {}
+    for level in LEVELS:
+        judged = judgements(rows, load_policy(policy_file(folder, Path(level), "")))
+        gates[f"level `{level}`: a person is asked"] = np.array(
             [j.outcome != "auto-approved" for j in judged]
         )
+        hits = stopped_by_rule(judged)
+        gates |= {
+            f"rule `{rule}` alone": hit for rule, hit in hits.items() if hit.any() and level == STANDARD
+        }
+    gates |= {
+        f"`harm_probability` above {limit:g} alone": rows[f"{PRED}{HARM}"].to_numpy() > limit
+        for limit in OPERATING
     }
-    p_harm = np.max([cross_validated(rows, scope, IN_A_PLAN, SEED).p_harm for scope in OUTCOMES], axis=0)
-    for name, limit in OPERATING.items():
-        gates[f"`harm_probability` above {limit:g} ({name})"] = p_harm > limit
-    gates |= {f"rule `{rule}` alone": hit for rule, hit in stopped_by_rule(judged).items() if hit.any()}
-    body = [[name, *(f"{v:.2f}" for v in gate_figures(rows, hit).values())] for name, hit in gates.items()]
-    return f"{editor}, n {len(rows)}:\n\n" + table(("gate", *gate_figures(rows, p_harm > 1)), body)
+    ordered = sorted(gates.items(), key=lambda one: one[0].startswith("rule"))
+    figures = {name: gate_figures(rows, hit) for name, hit in ordered}
+    body = [[name, *(f"{v:.2f}" for v in found.values())] for name, found in figures.items()]
+    return f"{editor}, n {len(rows)}:\n\n" + table(("gate", *next(iter(figures.values()))), body)
 
 
 def section_controls(frame: pd.DataFrame, controls: pd.DataFrame) -> str:

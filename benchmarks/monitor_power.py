@@ -1,13 +1,13 @@
-"""The monitor's size and power: harmless edits that it should let through, and planted leaks that it should find.
+"""The monitor's size and power: edits and shams that it should let through, and planted leaks that it should find.
 
-    python -m benchmarks.monitor_power run OUT --facts FILE [--edits 30] [--carriers 3]
-    python -m benchmarks.monitor_power table OUT
+    python -m benchmarks.monitor_power run OUT --facts FILE [--edits 30] [--shams 10] [--carriers 5]
+    python -m benchmarks.monitor_power table OUT --to docs/data/monitor_power.parquet
+    python -m benchmarks.monitor_power show docs/data/monitor_power.parquet
 
 OUT is a folder of `evaluate guard --editor rome`, whose stored deltas are taken up. *Size*: known facts whose edit did
-next to nothing on text and prompts that the monitor does not read, judged by the shipped post-op limits; none of them
-is in the monitor's reference bank. *Power*: a leak is planted in a carrier edit: a rank-one update whose key is what
-sets one domain's tokens apart and whose direction is drawn by seed, grown until it changes a given share of that
-domain's top-1 predictions, measured on text that the monitor does not read. Resumable.
+little on text and prompts that the monitor does not read, none of them in the monitor's reference bank; and *shams*,
+edits towards what the model says anyway. *Power*: leaks of graded size (benchmarks/planted_leaks.py) behind carriers,
+which are the first of those edits. Resumable; `table` keeps figures only.
 """
 
 from __future__ import annotations
@@ -15,58 +15,50 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+import pandas as pd
 
+from benchmarks.planted_leaks import RELATION, Leaks, both
 from benchmarks.reference_bank import read_delta
 from guardedit.drift.measure import drift_cache, measure_drift
 from guardedit.drift.probes import FAR_TOKENS, ProbeSet, build_probes
 from guardedit.drift.sides import base_side
-from guardedit.edits.deltas import EditDelta, LowRank, WeightChange
-from guardedit.evaluation.bootstrap import estimate
+from guardedit.editors import EDITORS
+from guardedit.edits.deltas import EditDelta
+from guardedit.edits.inputs import SolveInputs
 from guardedit.evaluation.cases import EvalCase
-from guardedit.evaluation.guard.far_sample import FarSample
+from guardedit.evaluation.datasets import with_contexts
+from guardedit.evaluation.guard.outcome_prompts import Neighbours
 from guardedit.evaluation.readers import read_cases
 from guardedit.evaluation.rowfile import RowFile
 from guardedit.gate.policy import judge
-from guardedit.models.control import DOMAINS, control_texts
-from guardedit.models.hooks import key_hook
 from guardedit.pipeline import Guard
 from guardedit.pipeline import open as open_guard
-from guardedit.pipeline.measuring import risk_context
+from guardedit.pipeline.asking import complete
 from guardedit.pipeline.monitoring import MONITOR_SIZES
 from guardedit.records import DriftReport, EditRequest
 from guardedit.risk.neighbours import generated_probes
 
 SEED = 0
-SIZES = (0.005, 0.01, 0.02, 0.05)
-"""Shares of a domain's top-1 predictions that a leak changes."""
-PLANTED = ("python", "arithmetic", "chat")
-HARMLESS = {"near/lost_top1": 0.0, "far/kl_nats": 0.002, "subject/lost_top1": 0.25}
-"""By behaviour on prompts and text that the monitor does not read, at most."""
-STEPS = 7
+SIZES = (0.01, 0.02, 0.05, 0.1)
+"""Shares of a scope's top-1 predictions that a leak changes."""
+PLANTED = ("python", "arithmetic", RELATION)
+LITTLE = {"near/lost_top1": 0.09, "far/kl_nats": 0.003, "subject/lost_top1": 0.42}
+"""By behaviour on prompts and text that the monitor does not read, at most: one neighbour in twelve, five of twelve
+sentences about the subject."""
 
 
 @dataclass(frozen=True)
 class Lab:
-    """Model, statistics and the text that leaks are sized on."""
+    """Model, facts and where rows lie."""
 
     guard: Guard
     facts: dict[str, EvalCase]
     out: Path
-
-    @cached_property
-    def sizing(self) -> FarSample:
-        """Control text's calibration half: the monitor reads the other."""
-        texts = {n: control_texts(self.guard.handle, n, 4096, SEED, half="calibrate") for n in DOMAINS}
-        renamed = {f"{name} calibrate": found for name, found in texts.items()}
-        return FarSample.of(self.guard.handle, self.guard.kit.layer, SEED, renamed, n_tokens=1024)
 
     def probes(self, request: EditRequest) -> ProbeSet:
         """What the monitor reads around one edit."""
@@ -82,123 +74,71 @@ class Lab:
             bank_model_digest=handle.digest(), seed=SEED,
         )  # fmt: skip
 
-    def leak(self, domain: str, size: float) -> EditDelta:
-        """A rank-one leak into a domain, of a size in units of the module's own output on it."""
-        context = risk_context(self.guard)
-        keys = {name: context.bank.of_domain(name).double() for name in DOMAINS}
-        others = torch.cat([found for name, found in keys.items() if name != domain])
-        key = keys[domain].mean(0) - others.mean(0)
-        return _rank_one(self.guard, key, size)
+    def mild(self) -> Iterator[tuple[str, EditRequest, EditDelta]]:
+        """Edits that did little where the monitor does not look, those of its reference bank left out."""
+        bank = {entry.name for entry in self.guard.kit.drift_bank.entries}
+        for line in (self.out / "rome-known.jsonl").read_text("utf-8").splitlines()[1:]:
+            row = json.loads(line)
+            if row["error"] is None and row["case_id"] not in bank and _did_little(row["outcomes"]):
+                stored_at = self.out / "rome-deltas" / f"known-{row['case_id']}.safetensors"
+                yield row["case_id"], self.facts[row["case_id"]].request, read_delta(stored_at, "rome")
 
-    def sized_leak(self, domain: str, share: float) -> tuple[EditDelta, float]:
-        """The leak that changes this share of the domain's top-1 predictions, by bisection, and what it came to."""
-        low, high, found, came = 0.0, 64.0, self.leak(domain, 0.0), 0.0
-        for _ in range(STEPS):
-            middle = (low * high) ** 0.5 if low else high / 8
-            made = self.leak(domain, middle)
-            lost = self.sizing.moves(made)[f"lost_top1/{domain} calibrate"]
-            found, came = (made, lost) if abs(lost - share) < abs(came - share) else (found, came)
-            low, high = (middle, high) if lost < share else (low, middle)
-        return found, came
-
-
-def _rank_one(guard: Guard, key: Float[Tensor, " d_in"], size: float) -> EditDelta:
-    handle, layer = guard.handle, guard.kit.layer
-    whitened = guard.kit.second_moments[key_hook(layer)].solve(key).cpu()
-    noise = torch.Generator().manual_seed(SEED)
-    weight = handle.weight(layer).detach().double().cpu()
-    direction = torch.randn(weight.shape[0], generator=noise, dtype=torch.float64)
-    left = size * (weight @ key).norm() * direction / direction.norm()
-    right = whitened / (key @ whitened)
-    change = WeightChange(handle.rewrite_parameter(layer), layer, LowRank(left[:, None], right[None, :]))
-    return EditDelta((change,), "planted", {"size": size}, {})
+    def shams(self) -> Iterator[tuple[str, EditRequest, EditDelta]]:
+        """Edits of other facts towards what the model says anyway."""
+        settings = with_contexts(self.guard.handle, self.guard.kit.settings("rome"), SEED)
+        inputs = SolveInputs(self.guard.kit.second_moments, SEED, self.guard.kit.saes)
+        for line in reversed((self.out / "rome-known.jsonl").read_text("utf-8").splitlines()[1:]):
+            case_id = json.loads(line)["case_id"]
+            case = self.facts[case_id]
+            bare = case.request.model_copy(update={"target_new": case.target_true, "target_true": None})
+            request = complete(self.guard.handle, bare)
+            yield case_id, request, EDITORS["rome"].solve(self.guard.handle, (request,), settings, inputs)
 
 
-def both(carrier: EditDelta, leak: EditDelta) -> EditDelta:
-    """The carrier's update and the leak's as one."""
-    (one,), (two,) = carrier.changes, leak.changes
-    if not (isinstance(one, WeightChange) and isinstance(two, WeightChange)):
-        raise SystemExit("a carrier is a change of one rewrite module")
-    if not (isinstance(one.update, LowRank) and isinstance(two.update, LowRank)):
-        raise SystemExit("a carrier is of low rank")
-    left = torch.cat([one.update.left.double(), two.update.left], 1)
-    right = torch.cat([one.update.right.double(), two.update.right], 0)
-    return replace(carrier, changes=(replace(one, update=LowRank(left, right)),))
+def _did_little(outcomes: dict[str, float]) -> bool:
+    return all(outcomes.get(name, 1.0) <= most for name, most in LITTLE.items())
 
 
-def harmless(lab: Lab) -> Iterator[tuple[EditRequest, EditDelta, str]]:
-    """Edits of known facts that did next to nothing where the monitor does not look."""
-    path = lab.out / "rome-known.jsonl"
-    for line in path.read_text("utf-8").splitlines()[1:]:
-        row = json.loads(line)
-        stored_at = lab.out / "rome-deltas" / f"known-{row['case_id']}.safetensors"
-        if row["error"] is None and all(row["outcomes"].get(n, 1) <= most for n, most in HARMLESS.items()):
-            yield lab.facts[row["case_id"]].request, read_delta(stored_at, "rome"), row["case_id"]
-
-
-def run(lab: Lab, edits: int, carriers: int) -> None:
-    """Monitor harmless edits, then carriers with leaks."""
+def run(lab: Lab, edits: int, shams: int, carriers: int) -> None:
+    """Monitor mild edits and shams, then carriers with leaks."""
     rows = RowFile(lab.out / "monitor" / "power.jsonl", {"model": lab.guard.handle.digest(), "seed": SEED})
-    done = {(row["case_id"], row["domain"], row["share"]) for row in rows.load()}
-    for number, (request, delta, case_id) in enumerate(harmless(lab)):
-        if number >= max(edits, carriers):
-            break
-        wanted = [("", 0.0)] if number < edits else []
-        wanted += [(d, s) for d in PLANTED for s in SIZES] if number < carriers else []
-        todo = [one for one in wanted if (case_id, *one) not in done]
-        probes = lab.probes(request) if todo else None
-        for domain, share in todo:
-            leak, came = lab.sized_leak(domain, share) if domain else (None, 0.0)
-            report = lab.monitored(probes, both(delta, leak) if leak else delta)  # type: ignore[arg-type]
-            rows.append(
-                {
-                    "case_id": case_id,
-                    "domain": domain,
-                    "share": share,
-                    "came_to": came,
-                    **_verdict(lab, report),
-                }
-            )
+    done = {(row["kind"], row["case_id"], row["scope"], row["share"]) for row in rows.load()}
+    leaks = Leaks(lab.guard, Neighbours.of(lab.facts.values()))
+    for kind, source, n in (("mild", lab.mild(), edits), ("sham", lab.shams(), shams)):
+        for number, (case_id, request, delta) in zip(range(n), source, strict=False):
+            wanted = [("", 0.0)]
+            if kind == "mild" and number < carriers:
+                wanted += [(scope, share) for scope in PLANTED for share in SIZES]
+            todo = [one for one in wanted if (kind, case_id, *one) not in done]
+            probes = lab.probes(request) if todo else None
+            for scope, share in todo:
+                leak, came = leaks.sized(scope, share, request) if scope else (None, 0.0)
+                report = lab.monitored(probes, both(delta, leak) if leak else delta)  # type: ignore[arg-type]
+                row = {"kind": kind, "case_id": case_id, "scope": scope, "share": share, "came_to": came}
+                rows.append(row | _verdict(lab, report))
+                print(kind, case_id, scope, share, came, flush=True)
 
 
 def _verdict(lab: Lab, report: DriftReport) -> dict[str, Any]:
-    from datetime import UTC, datetime
-
     judged = judge(report.scores, lab.guard.kit.policy, (), "postop", datetime.now(UTC), "one")
-    domains = {d: report.score(f"far_kl_{d}") for d in DOMAINS}
     return {
         "outcome": judged.outcome,
         "broken": [f.rule for f in judged.findings if f.verdict == "fail" and f.level != "advisory"],
-        "far": {d: s.value for d, s in domains.items() if s is not None},
+        "scores": {s.name: s.value for s in report.scores if s.value is not None},
     }
 
 
-def table(out: Path) -> str:
-    """False alarms and detections."""
-    lines = [
-        json.loads(line) for line in (out / "monitor" / "power.jsonl").read_text("utf-8").splitlines()[1:]
+def kept(out: Path) -> pd.DataFrame:
+    """The rows as a table: figures only, no text."""
+    lines = (out / "monitor" / "power.jsonl").read_text("utf-8").splitlines()[1:]
+    rows = [json.loads(line) for line in lines]
+    flat = [
+        {k: v for k, v in row.items() if k not in ("broken", "scores")}
+        | {"broken": " ".join(row["broken"])}
+        | {f"score.{name}": value for name, value in row["scores"].items()}
+        for row in rows
     ]
-    calm = [float(row["outcome"] != "committed") for row in lines if not row["domain"]]
-    found = [
-        "| planted in | share of top-1 changed | n | fired by a far limit | its domain named first |",
-        "|---|---|---|---|---|",
-    ]
-    for domain in PLANTED:
-        for share in SIZES:
-            rows = [r for r in lines if r["domain"] == domain and r["share"] == share]
-            if rows:
-                fired = sum(any(rule.startswith(("far", "perplexity")) for rule in r["broken"]) for r in rows)
-                first = sum(max(r["far"], key=lambda d: r["far"][d]) == domain for r in rows)
-                found.append(
-                    f"| {domain} | {share:.3f} | {len(rows)} | {fired / len(rows):.2f} | {first / len(rows):.2f} |"
-                )
-    alarm = estimate(calm, SEED)
-    told = (
-        f"False alarms: {alarm.value:.3f} ({alarm.low:.3f} to {alarm.high:.3f}), n {alarm.n}"
-        if alarm
-        else "none monitored"
-    )
-    return told + "\n\n" + "\n".join(found)
+    return pd.DataFrame(flat)
 
 
 def main() -> None:
@@ -211,14 +151,18 @@ def main() -> None:
     running.add_argument("out", type=Path)
     running.add_argument("--facts", type=Path, required=True)
     running.add_argument("--edits", type=int, default=30)
-    running.add_argument("--carriers", type=int, default=3)
-    steps.add_parser("table").add_argument("out", type=Path)
+    running.add_argument("--shams", type=int, default=10)
+    running.add_argument("--carriers", type=int, default=5)
+    keeping = steps.add_parser("table")
+    keeping.add_argument("out", type=Path)
+    keeping.add_argument("--to", type=Path, required=True)
     args = parser.parse_args()
     if args.step == "table":
-        print(table(args.out))
+        kept(args.out).to_parquet(args.to)
         return
     cases = {case.case_id: case for case in read_cases(args.facts, "train").cases}
-    run(Lab(open_guard(home=args.out / "home-monitor"), cases, args.out), args.edits, args.carriers)
+    lab = Lab(open_guard(home=args.out / "home-monitor"), cases, args.out)
+    run(lab, args.edits, args.shams, args.carriers)
 
 
 if __name__ == "__main__":

@@ -1,225 +1,50 @@
-"""Write the shipped policy: pre-op limits are percentiles of the bank of real edits, post-op limits are absolute harm.
+"""Write the shipped policies: pre-op limits are percentiles of the bank of real edits and what the risk model says,
+post-op limits are absolute harm.
 
     python -m benchmarks.write_policy guardedit/assets/smollm2-135m
 
-Prints the table of docs/limits.md. The rules are below; the numbers of the pre-op ones come from preop_bank.json.
+Prints the table of docs/limits.md. The rules are in
+benchmarks/policy_rules.py; the numbers of the pre-op ones come from preop_bank.json, the
+limits of the probability of harm from the table of operating points in docs/evidence.md.
 """
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.policy_rules import POSTOP, PREOP, Rule
 from guardedit.gate.policy import load_policy
 from guardedit.gate.reference import ReferenceBank
-from guardedit.pipeline.kit import POLICY, PREOP_BANK, read_kit, write_kit
+from guardedit.pipeline.expecting import RISK_MODELS
+from guardedit.pipeline.kit import PREOP_BANK, read_kit, write_kit
+from guardedit.pipeline.levels import POLICIES, POLICY, STANDARD
+from guardedit.risk.calibration import RiskModel
 
 SOFT_SHARE, HARD_FACTOR = 0.975, 2.0
 """A soft limit stops about one real edit in forty by itself; a hard one starts at twice the largest of the bank."""
 
 
 @dataclass(frozen=True)
-class Rule:
-    """One rule; `limit` None takes it from the bank."""
+class Level:
+    """How careful a policy is."""
 
-    metric: str
-    sentence: str
-    why: str
-    level: str = "soft"
-    op: str = "<="
-    limit: float | None = None
-    hard_too: bool = False
-    stage: str | None = None
-    limit_of_many: float | None = None
-    """The limit of joint plans, where it is another."""
-
-    @property
-    def id(self) -> str:
-        """The metric's own name."""
-        return self.metric.split("/")[1].replace("_", "-")
+    harm: float
+    """Limit of the probability of harm."""
+    percentiles: str
+    """Level of the rules whose limit is a percentile of ordinary edits."""
 
 
-PREOP = (
-    Rule(
-        "preop/key_leakage",
-        "How widely the subject's key is shared by ordinary text is {value}; nearly all real edits stay {op} {limit}.",
-        "a key that much text shares moves much text, whatever is written at it (1/(kᵀC⁻¹k))",
-        stage="key",
-    ),
-    Rule(
-        "preop/key_near_interference",
-        "Other subjects of the same kind share {value} of this subject's key; nearly all real edits stay {op} {limit}.",
-        "what is written at one key is read at another in this proportion (mean p² over the neighbours' keys)",
-        stage="key",
-        hard_too=True,
-    ),
-    Rule(
-        "preop/leakage_share",
-        "Ordinary text would be moved by {value} of the layer's own output energy; the limit is {limit}.",
-        "the mean damage far from the edit follows this number",
-        hard_too=True,
-    ),
-    Rule(
-        "preop/leakage_tail",
-        "One token in a hundred would be moved by {value} or more; the limit is {limit}.",
-        "damage sits in the tail, not in the mean",
-        hard_too=True,
-    ),
-    Rule(
-        "preop/near_interference",
-        "Facts of the same kind about other subjects would be moved by {value}; the limit is {limit}.",
-        "neighbours are where a single edit hurts most outside its subject",
-        hard_too=True,
-    ),
-    Rule(
-        "preop/protected_interference_facts",
-        "Well-known facts that must stay would be moved by {value}; the limit is {limit}.",
-        "the protected bank: facts",
-    ),
-    Rule(
-        "preop/protected_interference_python",
-        "Python code would be moved by {value}; the limit is {limit}.",
-        "the protected bank: code",
-    ),
-    Rule(
-        "preop/protected_interference_prose",
-        "Everyday prose would be moved by {value}; the limit is {limit}.",
-        "the protected bank: prose",
-    ),
-    Rule(
-        "preop/latent_leak",
-        "The concepts that the write picks up carry {value} of energy with them; the limit is {limit}.",
-        "the polysemanticity of the write: how much of which concepts' energy its read-out direction picks up",
-    ),
-    Rule(
-        "preop/delta_norm_ratio",
-        "The update has {value} times the norm of the weight; the limit is {limit}.",
-        "a runaway update destroys a model at once (the collapse of the published ROME)",
-        hard_too=True,
-    ),
-    Rule(
-        "preop/rehearsed_subject_kl",
-        "Rehearsed on other questions about the same subject, the answers move by {value} nats; the limit is {limit}.",
-        "the subject's other facts share its key: what happens to them can only be rehearsed",
-    ),
-    Rule(
-        "preop/rehearsed_near_kl",
-        "Rehearsed on the same question about other subjects, the answers move by {value} nats; the limit is {limit}.",
-        "neighbours, rehearsed",
-    ),
-    Rule(
-        "preop/rehearsed_p_new",
-        "Rehearsed, the model gives the new answer a probability of {value}; at least {limit} is asked for.",
-        "an edit that does not take is damage without a use",
-        op=">=",
-        limit=0.2,
-    ),
-    Rule(
-        "preop/subject_position",
-        "The subject ends at token {value} of the prompt, counted from 0; {limit} or later is asked for.",
-        "this tokenizer adds no token in front, and what stands first in a text has a key unlike any other",
-        op=">=",
-        limit=1.0,
-    ),
-    Rule(
-        "preop/sae_view",
-        "The SAE leaves {value} of this key unexplained; above {limit} its names for concepts say little.",
-        "how far the list of concepts can be trusted",
-        level="advisory",
-    ),
-)
-
-POSTOP = (
-    Rule(
-        "postop/target_success",
-        "The new answer beats the old one in {value} of the edited prompts; {limit} is asked for.",
-        "an edit that does not take is undone",
-        level="hard",
-        op=">=",
-        limit=1.0,
-        limit_of_many=0.9,
-    ),
-    Rule(
-        "postop/paraphrase_success",
-        "The new answer beats the old one in {value} of the other wordings; at least {limit} is asked for.",
-        "a fact that holds in one wording only is a fact about a wording",
-        level="soft",
-        op=">=",
-        limit=0.5,
-    ),
-    Rule(
-        "postop/far_kl",
-        "On unrelated text the predictions moved by {value} nats a token in the worst domain; the limit is {limit}.",
-        "a hundredth of a nat is about one per cent in perplexity: more would be felt in everything",
-        level="hard",
-        limit=0.01,
-    ),
-    Rule(
-        "postop/far_lost_top1",
-        "On unrelated text {value} of the most likely next words changed; the limit is {limit}.",
-        "two words in a hundred",
-        level="hard",
-        limit=0.02,
-    ),
-    Rule(
-        "postop/perplexity_ratio",
-        "Text became {value} times as hard to predict in the worst domain; the limit is {limit}.",
-        "one per cent",
-        level="hard",
-        limit=1.01,
-    ),
-    Rule(
-        "postop/near_lost_top1",
-        "The same question about other subjects lost {value} of its answers; the limit is {limit}.",
-        "one neighbour in five",
-        level="hard",
-        limit=0.2,
-    ),
-    Rule(
-        "postop/near_kl",
-        "The same question about other subjects moved by {value} nats; the limit is {limit}.",
-        "a quarter of a nat: an answer of 90 % keeps about 70 %",
-        level="hard",
-        limit=0.25,
-    ),
-    Rule(
-        "postop/subject_lost_top1",
-        "Other questions about the same subject lost {value} of their answers; the limit is {limit}.",
-        "half of what else is said about the subject must stand",
-        level="hard",
-        limit=0.5,
-    ),
-    Rule(
-        "postop/lineage_far_kl",
-        "Against the first version, all edits together moved unrelated text by {value} nats; the limit is {limit}.",
-        "many small edits must not add up unseen",
-        level="hard",
-        limit=0.05,
-    ),
-    Rule(
-        "postop/lineage_perplexity_ratio",
-        "Against the first version, text became {value} times as hard to predict; the limit is {limit}.",
-        "many small edits must not add up unseen",
-        level="hard",
-        limit=1.05,
-    ),
-    Rule(
-        "postop/drifted_latents_far",
-        "On unrelated text {value} concepts fire differently than before; above {limit} a reviewer should look.",
-        "shown, not binding: no study yet ties a number of drifted latents to harm",
-        level="advisory",
-        limit=0.0,
-    ),
-    Rule(
-        "postop/sae_validity",
-        "Reconstruction of edited activations changed by a factor of {value}; above {limit} the SAE is in doubt.",
-        "an SAE that no longer fits cannot bear witness",
-        level="soft",
-        limit=1.1,
-    ),
-)
+LEVELS = {
+    "strict": Level(0.15, "soft"),
+    STANDARD: Level(0.25, "soft"),
+    "permissive": Level(0.3, "advisory"),
+}
+"""Operating points on the edits of docs/evidence.md."""
 
 
 Line = tuple[str, float, str, str, str | None]
@@ -252,8 +77,9 @@ def rounded(value: float) -> float:
     return float(f"{value:.2g}")
 
 
-def rule_text(rule: Rule, name: str, limit: float, level: str, source: str, plans: str | None) -> str:
+def rule_text(rule: Rule, line: Line) -> str:
     """One [[rule]] table."""
+    name, limit, level, source, plans = line
     fields: dict[str, Any] = {
         "id": name,
         "metric": rule.metric,
@@ -264,33 +90,64 @@ def rule_text(rule: Rule, name: str, limit: float, level: str, source: str, plan
         "why": rule.why,
         "source": source,
     }
-    if rule.stage:
-        fields["stage"] = rule.stage
-    if plans:
-        fields["plans"] = plans
-    lines = [
-        f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {value!r}"
-        for key, value in fields.items()
-    ]
-    return "\n".join(["[[rule]]", *lines])
+    fields |= {"stage": rule.stage} if rule.stage else {}
+    fields |= {"plans": plans} if plans else {}
+    fields |= {"editors": list(rule.editors)} if rule.editors else {}
+    # JSON's strings, numbers and lists are TOML's.
+    return "\n".join(["[[rule]]", *(f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in fields.items())])
+
+
+def harm_rule(level: Level, models: Sequence[RiskModel]) -> tuple[Rule, Line]:
+    """The limit of what the kit's risk models say, for the editors that have one."""
+    editors = tuple(sorted(one.editor for one in models))
+    n = ", ".join(f"{max(s.n for s in one.scopes)} by {one.editor}" for one in models)
+    rule = Rule(
+        "preop/harm_probability",
+        "Of edits with such scores {value} (a share) do damage as the worst tenth does; the limit is {limit}.",
+        "the one number that catches most of the harmful edits for the fewest people asked",
+        editors=editors,
+    )
+    return rule, (rule.id, level.harm, "soft", f"operating point on measured edits ({n})", "one")
+
+
+def rules_of(level: Level, bank: ReferenceBank, models: Sequence[RiskModel]) -> list[tuple[Rule, Line]]:
+    """All rules of one level."""
+    found = []
+    for rule in (*PREOP, *POSTOP):
+        for line in limits(rule, bank):
+            name, limit, usual, source, plans = line
+            percentile = usual == "soft" and source.startswith("p")
+            found.append((rule, (name, limit, level.percentiles if percentile else usual, source, plans)))
+    before = [one for one in found if one[0].metric.startswith("preop/")]
+    return [*before, *([harm_rule(level, models)] if models else []), *found[len(before) :]]
+
+
+def write_level(path: Path, name: str, rules: Sequence[tuple[Rule, Line]]) -> None:
+    """One policy file."""
+    head = f'version = 1\nname = "{name}"\n\n[defaults]\non_soft_fail = "needs-approval"\n'
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(head + "\n" + "\n\n".join(rule_text(*one) for one in rules) + "\n", encoding="utf-8")
 
 
 def main() -> None:
-    """Write policy.toml and kit.json, print the table."""
+    """Write the levels and kit.json, print the standard one's table."""
     folder = Path(sys.argv[1])
     bank = ReferenceBank.load(folder / PREOP_BANK)
-    rows = [(rule, *line) for rule in (*PREOP, *POSTOP) for line in limits(rule, bank)]
-    head = f'version = 1\nname = "{bank.model}-standard"\n\n[defaults]\non_soft_fail = "needs-approval"\n'
-    text = head + "\n" + "\n\n".join(rule_text(*row) for row in rows) + "\n"
-    (folder / POLICY).write_text(text, encoding="utf-8")
-    policy = load_policy(folder / POLICY)
+    models = [RiskModel.load(path) for path in sorted((folder / RISK_MODELS).glob("*.json"))]
+    for name, level in LEVELS.items():
+        path = folder / POLICY if name == STANDARD else folder / POLICIES / f"{name}.toml"
+        write_level(path, f"{bank.model}-{name}", rules_of(level, bank, models))
     kit = read_kit(folder / "kit.json")
     write_kit(folder, layer=kit["layer"], hparams=kit["hparams"])
     out = ["| rule | metric | limit | level | where the number comes from |", "|---|---|---|---|---|"]
-    for rule, name, limit, level, source, plans in rows:
+    for rule, (name, limit, level_of, source, plans) in rules_of(LEVELS[STANDARD], bank, models):
         of = {"one": " (one request)", "many": " (joint plans)"}.get(plans or "", "")
-        out.append(f"| {name} | `{rule.metric}` | {rule.op} {limit:g} | {level}{of} | {source}: {rule.why} |")
-    sys.stdout.write("\n".join([*out, "", f"Digest: `{policy.digest}`", ""]))
+        of += f" ({', '.join(rule.editors)})" if rule.editors else ""
+        out.append(
+            f"| {name} | `{rule.metric}` | {rule.op} {limit:g} | {level_of}{of} | {source}: {rule.why} |"
+        )
+    digests = [f"Digest: `{load_policy(folder / POLICY).digest}`", ""]
+    sys.stdout.write("\n".join([*out, "", *digests]))
 
 
 if __name__ == "__main__":

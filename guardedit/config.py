@@ -21,7 +21,7 @@ class Settings(BaseModel):
     reports: Path = Path("reports")
     """Where audit reports are written."""
     policy: Path | None = None
-    """A policy file; None takes the one shipped for the model."""
+    """A policy file, or a level of the model's kit (strict, standard, permissive); None takes the standard one."""
     tracking_uri: str | None = None
     """MLflow; None is a SQLite file under `home`."""
     seed: int = Field(default=0, ge=0)

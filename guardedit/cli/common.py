@@ -44,7 +44,12 @@ DeviceMapOption = Annotated[
     str | None,
     typer.Option("--device-map", help="Spread the model over devices, as accelerate does: auto, balanced, …"),
 ]
-PolicyOption = Annotated[Path | None, typer.Option("--policy", help="A policy file.")]
+PolicyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--policy", help="A policy file, or a level of the model's kit: strict, standard, permissive."
+    ),
+]
 KeyOption = Annotated[
     str | None, typer.Option("--key", help="Name of your private key to sign with. Default: $GUARDEDIT_KEY")
 ]

@@ -1,4 +1,4 @@
-"""Commands on policy files: policy sign, list, withdraw."""
+"""Commands on policy files: policy show, sign, list, withdraw."""
 
 from __future__ import annotations
 
@@ -19,16 +19,45 @@ from guardedit.cli.common import (
 )
 
 policy = typer.Typer(
-    help="Policy owners' words on policy files.", no_args_is_help=True, rich_markup_mode=None
+    help="Levels that ship with the model, and policy owners' words on policy files.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 app.add_typer(policy, name="policy")
+
+
+@policy.command("show")
+def show(
+    context: typer.Context,
+    named: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="LEVEL|FILE", help="strict, standard, permissive, or a file; none lists the levels."
+        ),
+    ] = None,
+    model: ModelOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print a policy as TOML, to be read, changed and named with --policy; without a name, list the model's levels."""
+    from guardedit.pipeline.policies import levels_of, shown_policy
+
+    options = from_context(context, model, home, as_json)
+    name = options.history().settings.model
+    if named is None:
+        found = levels_of(name)
+        lines = [f"{row['level']:10} {row['rules']:3} rules  {row['digest'][:19]}…" for row in found]
+        emit(options, {"levels": found}, "\n".join(lines) or f"{name} ships no policy")
+        return
+    text = shown_policy(name, named)
+    emit(options, {"policy": str(named), "toml": text}, text.rstrip("\n"))
 
 
 @policy.command("sign")
 def sign(
     context: typer.Context,
     file: Annotated[
-        Path | None, typer.Argument(help="A policy file; without one, the model's own policy.")
+        Path | None, typer.Argument(help="A policy file or a level; without one, the standard level.")
     ] = None,
     key: KeyOption = None,
     folder: KeysOption = None,

@@ -47,14 +47,16 @@ def judge(
     stage: Literal["key", "preop", "postop"],
     now: datetime,
     plans: Literal["one", "many"] = "one",
+    editor: str | None = None,
 ) -> Judgement:
     """Compare every rule of `stage` with its score; `now` (aware) only decides whether a waiver has expired.
 
-    `plans` says whether the plan is one of many requests, which a rule may leave out or be for alone. "key" screens one
-    request before anything is solved, by the rules that say `stage = "key"`; its outcome is a pre-op outcome. Waivers
-    lift soft *failures*; what could not be measured still goes to a person.
+    `plans` says whether the plan is one of many requests, and `editor` whose it is: a rule may be for some only, and
+    without an editor every rule binds. "key" screens one request before anything is solved, by the rules that say
+    `stage = "key"`; its outcome is a pre-op outcome. Waivers lift soft *failures*; what could not be measured still
+    goes to a person.
     """
-    rules = policy.rules_for(stage, plans)
+    rules = policy.rules_for(stage, plans, editor)
     by_metric = _by_metric(scores)
     # A waiver carries no signature: where words must be signed it lifts nothing.
     usable = () if policy.signed else waivers

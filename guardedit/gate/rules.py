@@ -40,7 +40,7 @@ PLACEHOLDERS = frozenset({"value", "limit", "op"})
 class Rule(Grown):
     """One limit on one metric."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"demands"})
+    later: ClassVar[frozenset[str]] = frozenset({"demands", "editors"})
 
     id: StrictStr = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     """Unique within the policy; findings name it."""
@@ -66,6 +66,8 @@ class Rule(Grown):
     """A score from fewer independent units is inconclusive."""
     demands: Literal["context"] | None = None
     """What is asked for where the limit is broken: the same fact held to a context, which the plan then prepares."""
+    editors: tuple[StrictStr, ...] | None = Field(default=None, min_length=1)
+    """Only plans of these editors: a limit that was found on one editor's edits says nothing of another's."""
 
     @field_validator("limit")
     @classmethod
@@ -87,7 +89,15 @@ class Rule(Grown):
             raise ValueError(f"stage {self.stage!r} does not go with metric {self.metric!r}")
         if self.demands is not None and self.judged_stage == "postop":
             raise ValueError("another form can only be asked for before the write, of a preop metric")
+        if self.editors is not None and self.stage == "key":
+            raise ValueError("a rule that screens single requests binds every editor: leave `editors` out")
         return self
+
+    def binds(self, plans: str, editor: str | None) -> bool:
+        """Whether such plans are held to it; an editor that is not named is held to every rule."""
+        return self.plans in (None, plans) and (
+            self.editors is None or editor is None or editor in self.editors
+        )
 
     @property
     def judged_stage(self) -> JudgedStage:
@@ -173,10 +183,13 @@ class Policy(Record):
         return digest_of(self.model_dump(mode="json", exclude=same))
 
     def rules_for(
-        self, stage: Literal["key", "preop", "postop"], plans: Literal["one", "many"] = "one"
+        self,
+        stage: Literal["key", "preop", "postop"],
+        plans: Literal["one", "many"] = "one",
+        editor: str | None = None,
     ) -> tuple[Rule, ...]:
         """The rules of one judgement; "key" are the pre-op rules that screen single requests."""
-        binding = tuple(rule for rule in self.rules if rule.plans in (None, plans))
+        binding = tuple(rule for rule in self.rules if rule.binds(plans, editor))
         if stage == "key":
             return tuple(rule for rule in binding if rule.stage == "key")
         return tuple(rule for rule in binding if rule.judged_stage == stage)

@@ -58,7 +58,8 @@ def _monitored(workspace: Workspace, plan: Plan) -> dict[str, Any]:
         after = believed(handle, plan.requests)
     drift, drift_base = monitor(workspace, plan)
     scores = (*drift.scores, *lineage_scores((drift_base or drift).scores))
-    judgement = judge(scores, workspace.kit.policy, plan.waivers, "postop", workspace.now(), plan.plans)
+    policy, editor = workspace.kit.policy, plan.delta.editor
+    judgement = judge(scores, policy, plan.waivers, "postop", workspace.now(), plan.plans, editor)
     staged = workspace.store.staged(plan.plan_id).digest
     facts = _facts(workspace, plan, drift, drift_base, judgement, staged)
     rows = [row.model_dump(mode="json") for row in outcomes(plan, before, after)]

@@ -23,16 +23,16 @@ from guardedit.errors import (
     BadRequestError,
     IntegrityError,
     MissingStatisticsError,
-    PolicyError,
     StatisticsMismatchError,
 )
-from guardedit.gate.policy import Policy, load_policy
+from guardedit.gate.policy import Policy
 from guardedit.gate.reference import ReferenceBank
 from guardedit.models.handle import ModelHandle
 from guardedit.models.hooks import HookPoint, key_hook
 from guardedit.models.sources import WHEELS
 from guardedit.models.statistics import SecondMoment
 from guardedit.pipeline.expecting import RISK_MODELS, load_risk_models
+from guardedit.pipeline.levels import POLICIES, POLICY, policy_file, policy_of
 from guardedit.pipeline.metrics import known_metrics
 from guardedit.records import digest_of, digest_of_bytes
 from guardedit.risk.calibration import RiskModel
@@ -41,7 +41,6 @@ from guardedit.saes.checkpoints import Sae, load_all
 KIT_FILE = "kit.json"
 PREOP_BANK = "preop_bank.json"
 DRIFT_BANK = "drift_bank.json"
-POLICY = "policy.toml"
 MAPS = "remedi"
 """Folder of a folder a map."""
 
@@ -151,7 +150,7 @@ def load_kit(
         hparams=plain["hparams"],
         second_moments=_by_hook(moments, plain["layer"]),
         saes=saes,
-        policy=_policy(policy or folder / POLICY, handle.name, plain["layer"], saes),
+        policy=_policy(policy_file(folder, policy, handle.name), plain["layer"], saes),
         preop_bank=ReferenceBank.load(folder / PREOP_BANK) if PREOP_BANK in digests else None,
         drift_bank=load_bank(folder / DRIFT_BANK) if DRIFT_BANK in digests else None,
         maps=_maps(handle, folder, digests, base_manifest),
@@ -172,12 +171,8 @@ def _by_hook(moments: Iterable[SecondMoment], layer: int) -> dict[str, SecondMom
     return found
 
 
-def _policy(path: Path, model: str, layer: int, saes: Mapping[str, Sae]) -> Policy:
-    if path.name == POLICY and not path.exists():
-        raise PolicyError(
-            f"{model} has no policy yet: write {path} (docs/policy.md says how), or name one with --policy"
-        )
-    return load_policy(path, known_metrics(name for name in saes if name != key_hook(layer)))
+def _policy(path: Path, layer: int, saes: Mapping[str, Sae]) -> Policy:
+    return policy_of(path, known_metrics(name for name in saes if name != key_hook(layer)))
 
 
 def _maps(
@@ -286,7 +281,8 @@ def write_kit(folder: Path, *, layer: int, hparams: dict[str, dict[str, Any]]) -
     maps = [str(path.relative_to(folder)) for path in (folder / MAPS).glob("*/*") if path.name in MAP_FILES]
     others = [name for name in (PREOP_BANK, DRIFT_BANK, POLICY) if (folder / name).is_file()]
     risks = [str(path.relative_to(folder)) for path in (folder / RISK_MODELS).glob("*.json")]
-    names = [*moments, *maps, *others, *risks]
+    levels = [str(path.relative_to(folder)) for path in (folder / POLICIES).glob("*.toml")]
+    names = [*moments, *maps, *others, *risks, *levels]
     plain = {
         "layer": layer,
         "hparams": hparams,

@@ -95,7 +95,7 @@ def _solved(
     workspace.progress("measuring what else would change", 0.7)
     risk = _risk(workspace, requests, views, delta, key_layer(workspace, settings))
     plans: Literal["one", "many"] = "many" if len(requests) > 1 else "one"
-    judgement = judge(risk.scores, kit.policy, waivers, "preop", workspace.now(), plans)
+    judgement = judge(risk.scores, kit.policy, waivers, "preop", workspace.now(), plans, editor)
     statistics = statistics_of(workspace, editor)
     record = record_of(handle, delta, model_digest=handle.digest(), statistics_digests=statistics)
     return _Draft(requests, delta, record, risk, judgement, tuple(waivers))
@@ -134,7 +134,7 @@ def waive(workspace: Workspace, plan_id: str, waivers: Sequence[Waiver]) -> Plan
             )
         advance(state, "supersede")
         check_waivers(waivers, policy, now)
-        judgement = judge(old.risk.scores, policy, waivers, "preop", now, old.plans)
+        judgement = judge(old.risk.scores, policy, waivers, "preop", now, old.plans, old.delta.editor)
         delta = workspace.read_delta(old)
         draft = _Draft(old.requests, delta, old.delta, old.risk, judgement, tuple(waivers))
         whole = replace(draft, stopped=old.stopped, screened=old.screened)

@@ -5,26 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from guardedit.errors import BadRequestError, NeedsApprovalError, NotFoundError
+from guardedit.errors import BadRequestError, NeedsApprovalError, NotFoundError, PolicyError
 from guardedit.gate.approvals import require_readable
 from guardedit.gate.keys import PrivateKey
 from guardedit.gate.policy_words import POLICY_SIGNED, POLICY_STATEMENT, POLICY_WITHDRAWN, PolicyStatement
-from guardedit.gate.rules import load_policy
 from guardedit.gate.trust import Trust
 from guardedit.pipeline.history import History
-from guardedit.pipeline.kit import POLICY, full_name, kit_folder
+from guardedit.pipeline.kit import full_name, kit_folder
+from guardedit.pipeline.levels import LEVELS, policy_file, policy_of
 from guardedit.pipeline.recovery import editing
 from guardedit.pipeline.signing import signer, trust
 from guardedit.records import canonical
 
 
 def sign_policy(workspace: History, file: Path | None) -> dict[str, Any]:
-    """Put a policy owner's signature under a policy's digest on record; without a file, the model's own policy.
+    """Put a policy owner's signature under a policy's digest on record.
+
+    `file` is a file or a level; without one the model's standard level is meant.
 
     PolicyError for a file that is none, NeedsApprovalError without a policy owner's key, BadRequestError where that key
     has signed it already.
     """
-    policy = load_policy(file or kit_folder(full_name(workspace.settings.model)) / POLICY)
+    policy = policy_of(_file(workspace.settings.model, file))
     key = _owner(workspace)
     word = PolicyStatement(
         act="sign", policy_digest=policy.digest, name=policy.name, owners=policy.policy_owners,
@@ -39,6 +41,31 @@ def sign_policy(workspace: History, file: Path | None) -> dict[str, Any]:
             )
         _append(workspace, word, key, POLICY_SIGNED)
     return _row(trust(workspace), policy.digest)
+
+
+def shown_policy(model: str, named: Path | None) -> str:
+    """The text of a policy file or of one of the model's levels, as it would be judged by. Raises PolicyError."""
+    path = _file(model, named)
+    policy_of(path)
+    return path.read_text("utf-8")
+
+
+def levels_of(model: str) -> list[dict[str, Any]]:
+    """The levels that the model's kit ships: name, digest and number of rules."""
+    found = []
+    for level in LEVELS:
+        try:
+            policy = policy_of(_file(model, Path(level)))
+        except PolicyError:
+            continue
+        found.append(
+            {"level": level, "name": policy.name, "digest": policy.digest, "rules": len(policy.rules)}
+        )
+    return found
+
+
+def _file(model: str, named: Path | None) -> Path:
+    return policy_file(kit_folder(full_name(model)), named, model)
 
 
 def withdraw_policy(workspace: History, digest: str, reason: str) -> dict[str, Any]:

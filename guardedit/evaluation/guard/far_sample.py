@@ -58,10 +58,20 @@ class FarSample:
         n_tokens: int = TOKENS,
     ) -> FarSample:
         """The shipped control text's test half, and `more` texts by domain; `start` is the lowest layer edited."""
+        texts = {name: control_texts(handle, name, 2 * n_tokens, seed, half="test") for name in DOMAINS}
+        return cls.only(handle, start, seed, texts | dict(more or {}), n_tokens)
+
+    @classmethod
+    def only(
+        cls,
+        handle: ModelHandle,
+        start: int,
+        seed: int,
+        texts: Mapping[str, Sequence[str]],
+        n_tokens: int = TOKENS,
+    ) -> FarSample:
+        """The same of these texts, by domain, and no others."""
         start = whole_from(handle, start)
-        texts = {
-            name: control_texts(handle, name, 2 * n_tokens, seed, half="test") for name in DOMAINS
-        } | dict(more or {})
         rows, _ = far_rows(handle, n_tokens * len(texts), seed, texts)
         return cls(handle, start, tuple(_read(handle, rows, start)), rows.digest)
 

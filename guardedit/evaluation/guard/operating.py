@@ -11,9 +11,11 @@ import numpy as np
 import pandas as pd
 
 from guardedit.evaluation.guard.association import WORST
-from guardedit.evaluation.guard.fitting import OUTCOMES, log_damage
+from guardedit.evaluation.guard.features import IN_A_PLAN
+from guardedit.evaluation.guard.fitting import OUTCOMES, cross_validated, log_damage
 from guardedit.evaluation.guard.frames import PRED
 from guardedit.gate.policy import Policy, judge
+from guardedit.pipeline.expecting import HARM
 from guardedit.records import Judgement, Score
 from guardedit.risk.measure import SCORES
 
@@ -21,10 +23,18 @@ _MANY = 1_000_000
 """Units behind a score: how many there were is not in the table, and no limit may fail for that."""
 
 
+def with_harm(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """The edits with the risk model's probability of harm, each said by a model that saw no edit of its relation."""
+    said = [cross_validated(frame, scope, IN_A_PLAN, seed).p_harm for scope in OUTCOMES]
+    return frame.assign(**{f"{PRED}{HARM}": np.max(said, axis=0)})
+
+
 def judgements(frame: pd.DataFrame, policy: Policy) -> list[Judgement]:
-    """Every edit judged before the write, as a plan of one request would be."""
+    """Every edit judged before the write, as a plan of one request by its editor would be."""
     now = datetime.now(UTC)
-    return [judge(_scores(row), policy, (), "preop", now, "one") for _, row in frame.iterrows()]
+    return [
+        judge(_scores(row), policy, (), "preop", now, "one", row["editor"]) for _, row in frame.iterrows()
+    ]
 
 
 def _scores(row: Mapping[str, Any]) -> list[Score]:
@@ -38,6 +48,11 @@ def _scores(row: Mapping[str, Any]) -> list[Score]:
                 n=_MANY, reason=None if known else "not measured",
             )
         )  # fmt: skip
+    harm = row.get(f"{PRED}{HARM}")
+    if harm is not None:
+        found.append(
+            Score(name=HARM, value=harm, unit="probability", stage="rehearsal", scope="model", n=_MANY)
+        )
     return found
 
 
