@@ -23,11 +23,12 @@ from guardedit.evaluation.guard.adversarial import KINDS
 from guardedit.evaluation.guard.association import Figure, auroc_worst, spearman
 from guardedit.evaluation.guard.command import gathered
 from guardedit.evaluation.guard.features import (
-    BEST,
     CLOSED_FORM,
+    MEANT,
     REHEARSAL,
     SAE,
     SETS,
+    SUPPORT,
     TRIVIAL,
     Feature,
 )
@@ -125,7 +126,7 @@ def section_sets(frame: pd.DataFrame) -> str:
     for editor in editors_of(frame):
         edits = natural_edits(frame, editor)
         for scope in OUTCOMES:
-            for name, features in SETS.items():
+            for name, features in {**SETS, "meant for the scope": MEANT[scope]}.items():
                 got = fitted(edits, scope, features, SEED)
                 inside = got["inside_relations"]
                 rows.append([
@@ -160,7 +161,7 @@ def section_stopping(frame: pd.DataFrame) -> str:
     """Damage avoided by stopping the riskiest fifth."""
     rows = []
     for editor in editors_of(frame):
-        found = stopping(natural_edits(frame, editor), SETS[BEST], 0.2, SEED)
+        found = stopping(natural_edits(frame, editor), MEANT, 0.2, SEED)
         rows += [
             [
                 editor,
@@ -178,7 +179,7 @@ def section_adversarial(frame: pd.DataFrame) -> str:
     """Edits that should not be proposed: damage beside natural ones, and what the model says of them."""
     editor = editors_of(frame)[0]
     rows = natural_edits(frame, editor)
-    scopes = tuple(fit_scope(rows, scope, SETS[BEST], SEED) for scope in OUTCOMES)
+    scopes = tuple(fit_scope(rows, scope, MEANT[scope], SEED, SUPPORT) for scope in OUTCOMES)
     model = RiskModel(
         model="",
         editor=editor,
@@ -279,7 +280,7 @@ def draw(frame: pd.DataFrame, folder: Path) -> None:
     plt.rcParams.update({"svg.hashsalt": "guardedit", "font.size": 9})
     edits = natural_edits(frame, editors_of(frame)[0])
     expected: dict[Scope, np.ndarray] = {
-        s: cross_validated(edits, s, SETS[BEST], SEED).log_expected for s in OUTCOMES
+        s: cross_validated(edits, s, MEANT[s], SEED).log_expected for s in OUTCOMES
     }
     risk = combined_risk(expected)
     fig, axes = plt.subplots(2, 3, figsize=(9, 5.6), layout="constrained")

@@ -17,7 +17,7 @@ from pipeline_helpers import ZERO, Home, World, home, request_of, world
 from guardedit.errors import BadRequestError
 from guardedit.evaluation.guard.association import spearman
 from guardedit.evaluation.guard.calibrating import calibrated
-from guardedit.evaluation.guard.features import IN_A_PLAN, SETS, Feature, columns
+from guardedit.evaluation.guard.features import MEANT, SETS, SUPPORT, Feature, columns
 from guardedit.evaluation.guard.fitting import (
     conformal,
     cross_validated,
@@ -48,6 +48,11 @@ def test_the_model_finds_what_the_damage_follows_and_gives_no_weight_the_wrong_s
     assert all(weights.get(name, 0) >= 0 for name in ("leakage_share", "near_interference", "key_leakage"))
     turned = rows.assign(**{"pred.near_interference": 1 / rows["pred.near_interference"]})
     assert "near_interference" not in {term.score for term in fit_scope(turned, "near", SETS["no SAE"]).terms}
+
+
+def test_a_score_that_the_sum_does_without_still_bounds_the_support() -> None:
+    idle = Term(score="x", transform="identity", centre=0, scale=1, weight=0.0, low=1, high=3)
+    assert idle.part(2) == 0 and idle.supports(-50) and idle.supports(3) and not idle.supports(3.2)
 
 
 def test_unseen_relations_are_covered_as_the_level_says_and_probabilities_beat_the_base_rate() -> None:
@@ -225,7 +230,7 @@ def test_the_shipped_model_is_what_calibrate_makes_of_the_committed_rows() -> No
     shipped = RiskModel.load(ROOT / "guardedit" / "assets" / "smollm2-135m" / "risk_models" / "rome.json")
     natural = natural_edits(read_rows(TABLE), "rome")
     assert shipped.rows_digest == rows_digest(natural)
-    far = fit_scope(natural, "far", IN_A_PLAN, shipped.seed)
+    far = fit_scope(natural, "far", MEANT["far"], shipped.seed, SUPPORT)
     kept = next(one for one in shipped.scopes if one.scope == "far")
     assert {t.score: pytest.approx(t.weight, rel=1e-3) for t in kept.terms} == {
         t.score: t.weight for t in far.terms

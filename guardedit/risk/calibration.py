@@ -31,6 +31,7 @@ class Term(Record):
     centre: float
     scale: float
     weight: float
+    """0 for a score that only says whether the edit is like those fitted on; more of it is then riskier."""
     low: float
     """The least value, transformed, among the edits fitted on."""
     high: float
@@ -52,7 +53,7 @@ class Term(Record):
     def supports(self, value: float) -> bool:
         """Whether edits as risky by this score were among those fitted on."""
         room, found = SLACK * (self.high - self.low), self.transformed(value)
-        return found <= self.high + room if self.weight > 0 else found >= self.low - room
+        return found <= self.high + room if self.weight >= 0 else found >= self.low - room
 
 
 class ScopeModel(Record):

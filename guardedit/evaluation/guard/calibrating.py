@@ -9,7 +9,7 @@ import pandas as pd
 
 from guardedit.errors import BadRequestError
 from guardedit.evaluation.guard.association import spearman
-from guardedit.evaluation.guard.features import IN_A_PLAN
+from guardedit.evaluation.guard.features import MEANT, SUPPORT
 from guardedit.evaluation.guard.findings import alone, fitted
 from guardedit.evaluation.guard.fitting import OUTCOMES, fit_scope, groups_of, natural_edits
 from guardedit.evaluation.guard.frames import rows_digest
@@ -33,15 +33,21 @@ def calibrated(
             f"{len(natural)} edits of {editor} in {len(set(groups_of(natural)))} relations; a risk model needs "
             f"{FEWEST} in five: guardedit evaluate guard --editor {editor} --limit {FEWEST}"
         )
-    scopes = tuple(fit_scope(natural, scope, IN_A_PLAN, seed) for scope in OUTCOMES)
+    scopes = tuple(fit_scope(natural, scope, MEANT[scope], seed, SUPPORT) for scope in OUTCOMES)
     found = RiskModel(
         model=model, editor=editor, layers=tuple(sorted(layers)), seed=seed, scopes=scopes,
         rows_digest=rows_digest(natural), worth=tuple(_worth(natural, seed)),
         protocol=f"{len(natural)} natural edits; folds by relation; damage on prompts and text that no score saw",
     )  # fmt: skip
     figures: dict[str, Any] = {
-        one.scope: fitted(natural, one.scope, IN_A_PLAN, seed)
-        | {"weights": {t.score: round(t.weight, 4) for t in sorted(one.terms, key=lambda t: -abs(t.weight))}}
+        one.scope: fitted(natural, one.scope, MEANT[one.scope], seed)
+        | {
+            "weights": {
+                t.score: round(t.weight, 4)
+                for t in sorted(one.terms, key=lambda t: -abs(t.weight))
+                if t.weight
+            }
+        }
         for one in scopes
     }
     return found, figures

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from guardedit.evaluation.guard.frames import PRED
+from guardedit.records import Scope
 
 Sign = Literal["more", "less", "either"]
 """Of the score, what means more risk."""
@@ -47,6 +48,13 @@ REHEARSAL = (
     Feature("rehearsed_subject_kl"), Feature("rehearsed_subject_lost_top1", log=False), Feature("rehearsed_near_kl"),
     Feature("rehearsed_near_lost_top1", log=False), Feature("rehearsed_p_new", "either", log=False),
 )  # fmt: skip
+
+
+def _of(*names: str) -> tuple[Feature, ...]:
+    every = {f.score: f for f in (*TRIVIAL, *CLOSED_FORM, *SAE, *REHEARSAL)}
+    return tuple(every[name] for name in names)
+
+
 SETS: dict[str, tuple[Feature, ...]] = {
     "trivial": TRIVIAL,
     "no SAE": (*TRIVIAL, *CLOSED_FORM),
@@ -54,10 +62,17 @@ SETS: dict[str, tuple[Feature, ...]] = {
     "no SAE, rehearsed": (*TRIVIAL, *CLOSED_FORM, *REHEARSAL),
     "with SAE, rehearsed": (*TRIVIAL, *CLOSED_FORM, *SAE, *REHEARSAL),
 }
-BEST = "with SAE, rehearsed"
-NOT_IN_A_PLAN = frozenset({"subject_tokens", "subject_token_id", "prompt_tokens", "hidden_cosine"})
-IN_A_PLAN = tuple(f for f in SETS[BEST] if f.score not in NOT_IN_A_PLAN)
-"""What every plan's risk report holds: the shipped model draws on nothing else."""
+MEANT: dict[Scope, tuple[Feature, ...]] = {
+    "far": _of("latent_leak", "leakage_share", "key_leakage", "delta_norm_ratio"),
+    "near": _of("rehearsed_near_kl", "near_interference", "key_near_interference"),
+    "subject": _of(
+        "rehearsed_subject_kl", "rehearsed_subject_lost_top1", "conflict_new_nats", "rehearsed_p_new"
+    ),
+}
+"""The few scores that each scope's damage is what they are about: with a hundred edits the others are noise to a fit.
+Every plan's risk report holds them; the shipped model's sums draw on nothing else."""
+SUPPORT = tuple(f for f in (*CLOSED_FORM, *SAE, *REHEARSAL, *_of("delta_norm_ratio")) if f.sign == "more")
+"""Scores of which more means more risk: an edit beyond all edits fitted on, by any of them, is unlike those."""
 
 
 def usable(frame: pd.DataFrame, features: Sequence[Feature]) -> tuple[Feature, ...]:

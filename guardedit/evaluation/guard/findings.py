@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -108,10 +108,12 @@ def combined_risk(expected: dict[Scope, np.ndarray]) -> np.ndarray:
 
 
 def stopping(
-    frame: pd.DataFrame, features: Sequence[Feature], share: float = 0.2, seed: int = 0
+    frame: pd.DataFrame, features: Mapping[Scope, Sequence[Feature]], share: float = 0.2, seed: int = 0
 ) -> dict[str, Any]:
     """Stop the riskiest `share` by one combined number: damage avoided in each scope, beside chance and an oracle."""
-    expected = {scope: cross_validated(frame, scope, features, seed).log_expected for scope in OUTCOMES}
+    expected = {
+        scope: cross_validated(frame, scope, features[scope], seed).log_expected for scope in OUTCOMES
+    }
     risk, at = combined_risk(expected), round(share * len(frame))
     found: dict[str, Any] = {"share": at / len(frame), "n": len(frame)}
     for scope in OUTCOMES:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,8 +117,31 @@ def cross_validated(frame: pd.DataFrame, scope: Scope, features: Sequence[Featur
     return out
 
 
-def fit_scope(frame: pd.DataFrame, scope: Scope, features: Sequence[Feature], seed: int = 0) -> ScopeModel:
-    """The model of one scope, fitted on every edit; its interval and its probabilities from unseen groups."""
+def _bounds(frame: pd.DataFrame, support: Sequence[Feature], without: Collection[str]) -> tuple[Term, ...]:
+    idle = usable(frame, [f for f in support if f.score not in without])
+    if not idle:
+        return ()
+    raw = columns(frame, idle)
+    return tuple(
+        Term(
+            score=f.score, transform="log" if f.log else "identity", centre=0.0, scale=1.0, weight=0.0,
+            low=float(raw[:, i].min()), high=float(raw[:, i].max()),
+        )
+        for i, f in enumerate(idle)
+    )  # fmt: skip
+
+
+def fit_scope(
+    frame: pd.DataFrame,
+    scope: Scope,
+    features: Sequence[Feature],
+    seed: int = 0,
+    support: Sequence[Feature] = (),
+) -> ScopeModel:
+    """The model of one scope, fitted on every edit; its interval and its probabilities from unseen groups.
+
+    Scores of `support` get no weight: they only say whether an edit is like those fitted on.
+    """
     features = usable(frame, features)
     raw, log, groups = columns(frame, features), log_damage(frame, scope), groups_of(frame)
     line = fit_line(raw, log, groups, features, seed)
@@ -134,6 +157,7 @@ def fit_scope(frame: pd.DataFrame, scope: Scope, features: Sequence[Feature], se
         for i, f in enumerate(features)
         if line.weights[i]
     )  # fmt: skip
+    terms += _bounds(frame, support, {term.score for term in terms})
     return ScopeModel(
         scope=scope, outcome=OUTCOMES[scope], terms=terms, intercept=line.intercept,
         half_width=conformal(np.abs(log - inner)), level=LEVEL, harm_nats=float(np.exp(limit)), slope=slope,

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from guardedit.evaluation.guard.association import WORST
-from guardedit.evaluation.guard.features import IN_A_PLAN
+from guardedit.evaluation.guard.features import MEANT
 from guardedit.evaluation.guard.fitting import OUTCOMES, cross_validated, log_damage
 from guardedit.evaluation.guard.frames import PRED
 from guardedit.gate.policy import Policy, judge
@@ -25,7 +25,7 @@ _MANY = 1_000_000
 
 def with_harm(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """The edits with the risk model's probability of harm, each said by a model that saw no edit of its relation."""
-    said = [cross_validated(frame, scope, IN_A_PLAN, seed).p_harm for scope in OUTCOMES]
+    said = [cross_validated(frame, scope, MEANT[scope], seed).p_harm for scope in OUTCOMES]
     return frame.assign(**{f"{PRED}{HARM}": np.max(said, axis=0)})
 
 

@@ -1,0 +1,82 @@
+"""What the monitor's table says: false alarms on mild edits and shams, and which planted leaks it finds and names.
+
+Two alarms are held against each other. The *shipped limits* are those of the policy, after the write. *Beyond the
+bank*: a scope's divergence is above that of every accepted edit in the monitor's reference bank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.planted_leaks import RELATION
+from guardedit.drift.null import NullBank
+from guardedit.drift.probes import FAR_DOMAINS
+from guardedit.evaluation.bootstrap import estimate
+
+SEED = 0
+SCOPES = {**{domain: f"far_kl_{domain}" for domain in FAR_DOMAINS}, RELATION: "near_kl"}
+"""Where a leak may be found -> the monitor's score."""
+UNNAMED = ("subject", "target", "paraphrase")
+"""Rules about the edit's own subject, which say nothing of a leak, begin with these."""
+
+
+def section_monitor(table: pd.DataFrame, bank: NullBank) -> str:
+    """False alarms, then detection by scope and size."""
+    return alarms(table, bank) + "\n" + detections(table, bank)
+
+
+def alarms(table: pd.DataFrame, bank: NullBank) -> str:
+    """Share of edits without a leak at which an alarm goes off."""
+    rows = ["| edits | n | shipped limits | beyond the bank | limits broken |", "|---|---|---|---|---|"]
+    for kind, name in (("mild", "real edits that did little elsewhere"), ("sham", "shams")):
+        calm = table[(table["kind"] == kind) & (table["scope"] == "")]
+        if len(calm):
+            limits = [float(outcome != "committed") for outcome in calm["outcome"]]
+            beyond = [float(bool(_beyond(row, bank))) for _, row in calm.iterrows()]
+            broken = sorted({rule for rules in calm["broken"] for rule in rules.split()})
+            told = ", ".join(f"`{r}`" for r in broken) or "–"
+            rows.append(f"| {name} | {len(calm)} | {_share(limits)} | {_share(beyond)} | {told} |")
+    return "\n".join(rows) + "\n"
+
+
+def detections(table: pd.DataFrame, bank: NullBank) -> str:
+    """Share of planted leaks that fire, by what is broken beyond the carrier's own rules, and that are named first."""
+    rows = [
+        "| planted in | share of top-1 changed | n | shipped limits | beyond the bank | named first |",
+        "|---|---|---|---|---|---|",
+    ]
+    alone = {row["case_id"]: set(row["broken"].split()) for _, row in _without_leak(table).iterrows()}
+    planted = table[table["scope"] != ""]
+    for (scope, share), found in planted.groupby(["scope", "share"], sort=False):
+        fired = [bool(_elsewhere(row, alone.get(row["case_id"], set()))) for _, row in found.iterrows()]
+        beyond = [scope in _beyond(row, bank) for _, row in found.iterrows()]
+        first = [_first(row, bank) == scope for _, row in found.iterrows()]
+        counts = (f"{sum(one)} of {len(found)}" for one in (fired, beyond, first))
+        rows.append(f"| {scope} | {share:.2f} | {len(found)} | {' | '.join(counts)} |")
+    return "\n".join(rows) + "\n"
+
+
+def _without_leak(table: pd.DataFrame) -> pd.DataFrame:
+    return table[(table["kind"] == "mild") & (table["scope"] == "")]
+
+
+def _elsewhere(row: pd.Series, own: set[str]) -> set[str]:
+    """Broken limits that the carrier alone keeps, its subject's left out."""
+    return {rule for rule in row["broken"].split() if rule not in own and not rule.startswith(UNNAMED)}
+
+
+def _beyond(row: pd.Series, bank: NullBank) -> set[str]:
+    return {scope for scope, name in SCOPES.items() if row[f"score.{name}"] > max(bank.values(name))}
+
+
+def _first(row: pd.Series, bank: NullBank) -> str:
+    """The scope whose divergence is largest beside the bank's median."""
+    return max(SCOPES, key=lambda s: row[f"score.{SCOPES[s]}"] / float(np.median(bank.values(SCOPES[s]))))
+
+
+def _share(values: Sequence[float]) -> str:
+    found = estimate(values, SEED)
+    return "–" if found is None else f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
