@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,257 +18,18 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
-from guardedit.evaluation.guard.adversarial import KINDS
-from guardedit.evaluation.guard.association import Figure, auroc_worst, spearman
+from benchmarks.guard_sections import SECTIONS, SEED, editors_of, section_controls
+from benchmarks.monitor_findings import section_monitor
+from guardedit.drift.null import load_bank
 from guardedit.evaluation.guard.command import gathered
 from guardedit.evaluation.guard.features import (
-    CLOSED_FORM,
     MEANT,
-    REHEARSAL,
-    SAE,
-    SETS,
-    SUPPORT,
-    TRIVIAL,
-    Feature,
 )
-from guardedit.evaluation.guard.findings import alone, avoided, combined_risk, fitted, gains, stopping
-from guardedit.evaluation.guard.fitting import OUTCOMES, cross_validated, fit_scope, log_damage, natural_edits
-from guardedit.evaluation.guard.frames import OUT, PRED, measured, read_rows, write_rows
-from guardedit.evaluation.guard.operating import gate_figures, judgements, stopped_by_rule, with_harm
-from guardedit.gate.rules import load_policy
-from guardedit.pipeline.expecting import HARM
-from guardedit.pipeline.kit import kit_folder
-from guardedit.pipeline.levels import LEVELS, STANDARD, policy_file
+from guardedit.evaluation.guard.findings import avoided, combined_risk
+from guardedit.evaluation.guard.fitting import OUTCOMES, cross_validated, log_damage, natural_edits
+from guardedit.evaluation.guard.frames import read_rows, write_rows
+from guardedit.pipeline.kit import DRIFT_BANK, kit_folder
 from guardedit.records import Scope
-from guardedit.risk.calibration import RiskModel
-
-SEED = 0
-SHOWN = 10
-OPERATING = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
-"""Limits of the probability of harm that are shown."""
-ALSO = {
-    "near/lost_top1": "near, answers lost", "subject/lost_top1": "subject, answers lost",
-    "distractor/kl_nats": "neighbours behind the new fact", "object/kl_nats": "old and new object as subject",
-    "subject_chat/kl_nats": "subject, asked in a chat", "far/kl_nats/fiction": "far: fiction",
-    "far/kl_nats/encyclopedia": "far: encyclopedia", "far/kl_nats/python": "far: Python",
-    "far/kl_nats/chat": "far: chat", "far/kl_nats/arithmetic": "far: arithmetic",
-}  # fmt: skip
-Section = Callable[[pd.DataFrame], str]
-
-
-def editors_of(frame: pd.DataFrame, fewest: int = 40) -> list[str]:
-    """Editors with enough natural edits, the one with most first."""
-    counts = {editor: len(natural_edits(frame, editor)) for editor in sorted(set(frame["editor"]))}
-    return sorted((e for e, n in counts.items() if n >= fewest), key=lambda e: -counts[e])
-
-
-def shown(figure: Figure | dict[str, float] | None) -> str:
-    """A figure with its interval."""
-    if figure is None:
-        return "–"
-    value, low, high = (
-        (figure["value"], figure["low"], figure["high"])
-        if isinstance(figure, dict)
-        else (figure.value, figure.low, figure.high)
-    )
-    return f"{value:.2f} ({low:.2f} to {high:.2f})"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A markdown table."""
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
-
-
-def section_counts(frame: pd.DataFrame) -> str:
-    """What was tried."""
-    found = frame.groupby(["editor", "stratum"]).agg(
-        edits=("case_id", "size"), refused=("error", lambda c: c.notna().sum())
-    )
-    rows = [[e, s, str(r.edits), str(r.refused)] for (e, s), r in found.iterrows()]
-    return table(("editor", "stratum", "edits", "not solved or not finite"), rows)
-
-
-def section_damage(frame: pd.DataFrame) -> str:
-    """How much damage there is to predict."""
-    rows = []
-    for editor in editors_of(frame):
-        for outcome in (*OUTCOMES.values(), *ALSO):
-            values = natural_edits(frame, editor).get(f"{OUT}{outcome}", pd.Series(dtype=float)).dropna()
-            if len(values):
-                q = values.quantile([0.5, 0.9, 1.0])
-                rows.append([editor, outcome, str(len(values)), *(f"{v:.2g}" for v in q)])
-    return table(("editor", "outcome", "n", "median", "worst tenth from", "largest"), rows)
-
-
-def section_alone(frame: pd.DataFrame) -> str:
-    """Each score alone."""
-    parts = []
-    for editor in editors_of(frame):
-        rows = natural_edits(frame, editor)
-        for scope, outcome in OUTCOMES.items():
-            orders, alarms = (alone(rows, outcome, one, SEED) for one in (spearman, auroc_worst))
-            body = [
-                [f"`{name}`", shown(rho), shown(alarms.get(name))]
-                for name, rho in list(orders.items())[:SHOWN]
-            ]
-            parts.append(
-                f"**{editor}, {scope}** (n {len(rows)})\n\n"
-                + table(("score", "Spearman", "AUROC, worst tenth"), body)
-            )
-    return "\n".join(parts)
-
-
-def section_sets(frame: pd.DataFrame) -> str:
-    """Sets of scores in the model."""
-    rows = []
-    for editor in editors_of(frame):
-        edits = natural_edits(frame, editor)
-        for scope in OUTCOMES:
-            for name, features in {**SETS, "meant for the scope": MEANT[scope]}.items():
-                got = fitted(edits, scope, features, SEED)
-                inside = got["inside_relations"]
-                rows.append([
-                    editor, scope, name, shown(got["spearman"]), shown(got["auroc"]),
-                    f"{inside['value']:.2f}" if inside else "–", shown(got["brier_skill"]), shown(got["coverage"]),
-                ])  # fmt: skip
-    head = (
-        "editor",
-        "scope",
-        "scores",
-        "Spearman",
-        "AUROC, worst tenth",
-        "inside a relation",
-        "Brier skill",
-        "coverage of 95 %",
-    )
-    return table(head, rows)
-
-
-def section_gains(frame: pd.DataFrame) -> str:
-    """What SAE scores add."""
-    rows = [
-        [editor, scope, name, f"{g['value']:+.3f} ({g['low']:+.3f} to {g['high']:+.3f})"]
-        for editor in editors_of(frame)
-        for scope in OUTCOMES
-        for name, g in gains(natural_edits(frame, editor), scope, SEED).items()
-    ]
-    return table(("editor", "scope", "gain", "value"), rows)
-
-
-def section_stopping(frame: pd.DataFrame) -> str:
-    """Damage avoided by stopping the riskiest fifth."""
-    rows = []
-    for editor in editors_of(frame):
-        found = stopping(natural_edits(frame, editor), MEANT, 0.2, SEED)
-        rows += [
-            [
-                editor,
-                scope,
-                *(f"{found[scope][k]:.2f}" for k in ("avoided", "own_model", "oracle")),
-                f"{found['share']:.2f}",
-            ]
-            for scope in OUTCOMES
-        ]
-    head = ("editor", "scope", "one combined number", "the scope's own", "oracle of the scope", "chance")
-    return table(head, rows)
-
-
-def section_adversarial(frame: pd.DataFrame) -> str:
-    """Edits that should not be proposed: damage beside natural ones, and what the model says of them."""
-    editor = editors_of(frame)[0]
-    rows = natural_edits(frame, editor)
-    scopes = tuple(fit_scope(rows, scope, MEANT[scope], SEED, SUPPORT) for scope in OUTCOMES)
-    model = RiskModel(
-        model="",
-        editor=editor,
-        layers=(),
-        protocol="",
-        seed=SEED,
-        scopes=scopes,
-        rows_digest="sha256:" + "0" * 64,
-    )
-    body = [_kind_row(kind, measured(frame, editor, (kind,)), model) for kind in KINDS]
-    body = [_kind_row("natural", rows, model), *(row for row in body if row)]
-    head = (
-        "kind",
-        "n",
-        "far, median nats",
-        "near",
-        "subject",
-        "outside the support",
-        "above the worst natural tenth",
-    )
-    return f"{editor}:\n\n" + table(head, body)
-
-
-def _kind_row(kind: str, rows: pd.DataFrame, model: RiskModel) -> list[str]:
-    if rows.empty:
-        return []
-    names = [c for c in rows.columns if c.startswith("pred.")]
-    outside = worst = 0
-    for _, row in rows.iterrows():
-        scores = {n.removeprefix("pred."): (None if pd.isna(row[n]) else float(row[n])) for n in names}
-        outside += any(one.value is None for one in model.expect(scores))
-        worst += any(row.get(f"{OUT}{s.outcome}", np.nan) > s.harm_nats for s in model.scopes)
-    medians = [rows[f"{OUT}{o}"].median() for o in OUTCOMES.values()]
-    n = len(rows)
-    return [
-        kind,
-        str(n),
-        *("–" if pd.isna(m) else f"{m:.2g}" for m in medians),
-        f"{outside / n:.2f}",
-        f"{worst / n:.2f}",
-    ]
-
-
-def section_policy(frame: pd.DataFrame) -> str:
-    """The shipped policy, each of its rules, and the model's probability at three limits, on edits in the table."""
-    editor = editors_of(frame)[0]
-    rows = with_harm(natural_edits(frame, editor), SEED)
-    folder, gates = kit_folder("smollm2-135m"), {}
-    for level in LEVELS:
-        judged = judgements(rows, load_policy(policy_file(folder, Path(level), "")))
-        gates[f"level `{level}`: a person is asked"] = np.array(
-            [j.outcome != "auto-approved" for j in judged]
-        )
-        hits = stopped_by_rule(judged)
-        gates |= {
-            f"rule `{rule}` alone": hit for rule, hit in hits.items() if hit.any() and level == STANDARD
-        }
-    gates |= {
-        f"`harm_probability` above {limit:g} alone": rows[f"{PRED}{HARM}"].to_numpy() > limit
-        for limit in OPERATING
-    }
-    ordered = sorted(gates.items(), key=lambda one: one[0].startswith("rule"))
-    figures = {name: gate_figures(rows, hit) for name, hit in ordered}
-    body = [[name, *(f"{v:.2f}" for v in found.values())] for name, found in figures.items()]
-    return f"{editor}, n {len(rows)}:\n\n" + table(("gate", *next(iter(figures.values()))), body)
-
-
-def section_controls(frame: pd.DataFrame, controls: pd.DataFrame) -> str:
-    """The same model with SAE scores that come from a decoder which knows nothing."""
-    editor = str(controls["editor"].iloc[0])
-    edits = natural_edits(frame, editor).merge(controls, on=["editor", "stratum", "case_id"], how="inner")
-    names = {c.rsplit("@", 1)[1] for c in controls.columns if "@" in c}
-    kinds = {"no SAE": (), "trained": SAE, **{n: _renamed(n) for n in sorted(names)}}
-    rows = []
-    for scope in OUTCOMES:
-        for kind, features in kinds.items():
-            got = fitted(edits, scope, (*TRIVIAL, *CLOSED_FORM, *REHEARSAL, *features), SEED)
-            rows.append([scope, kind, shown(got["spearman"]), shown(got["auroc"])])
-    head = ("scope", "SAE scores from", "Spearman", "AUROC, worst tenth")
-    return f"{editor}, n {len(edits)}:\n\n" + table(head, rows)
-
-
-def _renamed(control: str) -> tuple[Feature, ...]:
-    return tuple(Feature(f"{f.score}@{control}", f.sign, f.log) for f in SAE)
-
-
-SECTIONS: dict[str, Section] = {
-    "counts": section_counts, "damage": section_damage, "alone": section_alone, "sets": section_sets,
-    "gains": section_gains, "stopping": section_stopping, "policy": section_policy, "adversarial": section_adversarial,
-}  # fmt: skip
 
 
 def draw(frame: pd.DataFrame, folder: Path) -> None:
@@ -304,10 +64,15 @@ def draw(frame: pd.DataFrame, folder: Path) -> None:
     fig.savefig(folder / "guard_rome.svg", metadata={"Date": None})
 
 
-def write(frame: pd.DataFrame, page: Path, controls: pd.DataFrame) -> None:
+def write(frame: pd.DataFrame, page: Path, controls: pd.DataFrame, monitor: pd.DataFrame) -> None:
     """Put every section between its markers."""
     text = page.read_text("utf-8")
-    sections = {**SECTIONS, "controls": lambda rows: section_controls(rows, controls)}
+    bank = load_bank(kit_folder("smollm2-135m") / DRIFT_BANK)
+    sections = {
+        **SECTIONS,
+        "controls": lambda rows: section_controls(rows, controls),
+        "monitor": lambda _: section_monitor(monitor, bank),
+    }
     for name, section in sections.items():
         mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         if not mark.search(text):
@@ -329,11 +94,12 @@ def main() -> None:
         step.add_argument("source", type=Path)
         step.add_argument("--to", type=Path, required=True)
         step.add_argument("--controls", type=Path, default=Path("docs/data/guard_controls.parquet"))
+        step.add_argument("--monitor", type=Path, default=Path("docs/data/monitor_power.parquet"))
     args: Any = parser.parse_args()
     if args.step == "table":
         write_rows(gathered(args.source), args.to)
     else:
-        write(read_rows(args.source), args.to, read_rows(args.controls))
+        write(read_rows(args.source), args.to, read_rows(args.controls), pd.read_parquet(args.monitor))
 
 
 if __name__ == "__main__":

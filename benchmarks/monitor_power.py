@@ -27,7 +27,7 @@ from benchmarks.planted_leaks import RELATION, Leaks, both
 from benchmarks.reference_bank import read_delta
 from guardedit.drift.measure import drift_cache, measure_drift
 from guardedit.drift.probes import FAR_TOKENS, ProbeSet, build_probes
-from guardedit.drift.sides import base_side
+from guardedit.drift.sides import BaseSide, base_side
 from guardedit.editors import EDITORS
 from guardedit.edits.deltas import EditDelta
 from guardedit.edits.inputs import SolveInputs
@@ -66,10 +66,14 @@ class Lab:
         prompts = generated_probes(self.guard.handle, request, MONITOR_SIZES, SEED)
         return build_probes(self.guard.handle, [request], [prompts], far_tokens=FAR_TOKENS, seed=SEED)
 
-    def monitored(self, probes: ProbeSet, delta: EditDelta) -> DriftReport:
+    def unedited(self, probes: ProbeSet) -> BaseSide:
+        """What the monitor compares with, for all that is tried around one edit."""
+        kit = self.guard.kit
+        return base_side(self.guard.handle, probes, kit.layer, tuple(kit.monitors), cache=drift_cache())
+
+    def monitored(self, side: BaseSide, probes: ProbeSet, delta: EditDelta) -> DriftReport:
         """The monitor's report."""
         kit, handle = self.guard.kit, self.guard.handle
-        side = base_side(handle, probes, kit.layer, tuple(kit.monitors), cache=drift_cache())
         return measure_drift(
             handle, side, probes, kit.monitors, change=delta, bank=kit.drift_bank,
             bank_model_digest=handle.digest(), seed=SEED,
@@ -139,6 +143,7 @@ def _rows_of(
     lab: Lab, leaks: Leaks, rows: RowFile, carrier: Carrier, todo: Sequence[tuple[str, float]]
 ) -> None:
     probes = lab.probes(carrier.request)
+    side = lab.unedited(probes)
     for scope, share in todo:
         delta, came = carrier.delta, 0.0
         if scope:
@@ -151,7 +156,7 @@ def _rows_of(
             "share": share,
             "came_to": came,
         }
-        rows.append(row | _verdict(lab, lab.monitored(probes, delta)))
+        rows.append(row | _verdict(lab, lab.monitored(side, probes, delta)))
         print(carrier.kind, carrier.case_id, scope, share, came, flush=True)
 
 
