@@ -22,9 +22,7 @@ from benchmarks.guard_sections import SECTIONS, SEED, editors_of, section_contro
 from benchmarks.monitor_findings import section_monitor
 from guardedit.drift.null import load_bank
 from guardedit.evaluation.guard.command import gathered
-from guardedit.evaluation.guard.features import (
-    MEANT,
-)
+from guardedit.evaluation.guard.features import MEANT
 from guardedit.evaluation.guard.findings import avoided, combined_risk
 from guardedit.evaluation.guard.fitting import OUTCOMES, cross_validated, log_damage, natural_edits
 from guardedit.evaluation.guard.frames import read_rows, write_rows
