@@ -26,7 +26,7 @@ CHROMIUM = (
 )
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not there; $GUARDEDIT_CHROMIUM names it"),
 ]
 SHOTS = os.environ.get("GUARDEDIT_SCREENSHOTS")

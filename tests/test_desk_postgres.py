@@ -14,9 +14,11 @@ import pytest
 from desk_helpers import everything_in, free_port, serving
 from pipeline_helpers import SOFT, Home, empty_mlflow, home, mlflow_home, request_of, world
 
+from guardedit.audit.desk import server as server_room
 from guardedit.audit.desk import traces
 from guardedit.audit.mlflow_store import connected
 from guardedit.errors import TrackingError
+from guardedit.pipeline import telling
 from guardedit.pipeline.applying import read_report_facts
 from guardedit.pipeline.reporting import tracker
 from guardedit.pipeline.serving import prepared
@@ -105,8 +107,17 @@ def test_what_sqlite_shows_postgres_shows(mlflow_home: Home, cluster: Cluster) -
     assert there["traces"][page.trace_id][0] in (page.asked, page.asked_briefly)
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits of time that a busy machine keeps, too."""
+    look = server_room.look
+    monkeypatch.setattr(server_room, "look", lambda uri, _=0.0: look(uri, 120.0))
+    monkeypatch.setattr(telling, "SECONDS", 600.0)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")
+
+
 def test_a_plan_is_in_the_queue_of_a_server_on_postgres_when_it_was_proposed(
-    home: Home, cluster: Cluster, tmp_path: Path
+    home: Home, cluster: Cluster, tmp_path: Path, patient: None
 ) -> None:
     uri = cluster.database("served")
     made = prepared(home.guard(SOFT, tracking_uri=uri), 5000, login=False)

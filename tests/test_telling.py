@@ -48,7 +48,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[str]:
     status, seconds = request.param
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Server) as made:
         made.status, made.seconds, made.asked = status, seconds, 0  # type: ignore[attr-defined]
-        made.daemon_threads = True
+        made.daemon_threads, made.handle_error = True, lambda *_: None  # type: ignore[method-assign]
         threading.Thread(target=made.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{made.server_address[1]}"
         made.shutdown()

@@ -18,14 +18,14 @@ GLANCE_SECONDS = 3.0
 """For the first question, which needs no MLflow on our side: a server that is down costs no more than this."""
 
 
-def tell_server(record: History, plan_ids: Sequence[str], seconds: float = SECONDS) -> str | None:
-    """Show these plans on the MLflow server that the settings name. None where that is done or none is named; else why
-    not: nothing is raised, and nothing but the view is late.
+def tell_server(record: History, plan_ids: Sequence[str], seconds: float | None = None) -> str | None:
+    """Show these plans on the MLflow server that the settings name, within SECONDS where no other time is given. None
+    where that is done or no server is named; else why not: nothing is raised, and nothing but the view is late.
     """
     if not plan_ids or not is_server(record.settings.tracking_uri):
         return None
     try:
-        notes = within(seconds, lambda: _told(record, tuple(plan_ids)))
+        notes = within(SECONDS if seconds is None else seconds, lambda: _told(record, tuple(plan_ids)))
     except (GuardeditError, TrackingError) as error:
         return str(error)
     return notes[0] if notes else None
