@@ -219,9 +219,8 @@ def stage_description(audit: AuditReport, stage: Stage) -> str:
 
 def _changed(plan: Plan) -> str:
     """How many tensors, or what acts on activations and when."""
-    told = " ".join(acting.sentences(plan))
     n_tensors = sum(change.acts is None for change in plan.delta.changes)
-    return f"{n_tensors} tensor(s).{f' {told}' if told else ''}"
+    return " ".join((f"{n_tensors} tensor(s).", *acting.sentences(plan)))
 
 
 def tables(audit: AuditReport) -> Tables:
