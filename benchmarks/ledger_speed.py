@@ -1,12 +1,14 @@
-"""How long `guardedit status` and `guardedit log` take on a ledger of many records.
+"""How long `guardedit status` and `log`, and the deciding of `approve` and `apply`, take on a ledger of many records.
 
     python -m benchmarks.ledger_speed --records 10000
+    python -m benchmarks.ledger_speed --records 10000 --deciding
 
 The first edits are those of `small_home`: planned, approved, committed and undone through gate, ledger and version
 store, with plans and monitor reports as large as the demo's (reports/example/). Their entries are then appended again
 under new names until there are enough: an edit on a long ledger reads it many times over, and takes long. Each command
 runs in a process of its own. Printed are wall and processor seconds: of the first run without an index, which checks
-the whole chain, and the median of five after it.
+the whole chain, and the median of five after it. Of `approve` and `apply` what is timed is everything but the model:
+reading and checking the record, writing the entries, staging, committing (`--deciding`; it alone changes the ledger).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.small_home import PARAMETERS, SmallHome
@@ -61,11 +64,31 @@ def timed(words: list[str]) -> tuple[float, float]:
     return wall, spent
 
 
+def deciding(folder: Path) -> dict[str, object]:
+    """Wall and processor seconds of one approval and one apply, each in a session that has read nothing yet."""
+    world = SmallHome(folder, AuditReport.model_validate_json(EXAMPLE.read_bytes()))
+    plan_id = world.plan("ask", PARAMETERS[0]).plan_id
+    steps: dict[str, Callable[[], object]] = {
+        "approve": lambda: decide_plan(world.session("ana"), plan_id, "approved", REASON),
+        "apply": lambda: world.apply(plan_id, "pass"),
+    }
+    found: dict[str, object] = {}
+    for name, step in steps.items():
+        wall, spent = time.perf_counter(), time.process_time()
+        step()
+        found[name] = {
+            "wall_s": round(time.perf_counter() - wall, 2),
+            "cpu_s": round(time.process_time() - spent, 2),
+        }
+    return found
+
+
 def main() -> None:
     """Make the ledger (or take one that is there), time the commands, print one JSON document."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=int, default=10_000)
     parser.add_argument("--folder", type=Path, help="Keep the home here, and take it when it is there.")
+    parser.add_argument("--deciding", action="store_true", help="Time approve and apply instead.")
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp())
     home = folder / "home"
@@ -76,7 +99,9 @@ def main() -> None:
         "records": len(entries),
         "megabytes": round((home / "ledger.sqlite").stat().st_size / 1e6, 1),
     }
-    for verb in ("status", "log"):
+    if arguments.deciding:
+        found |= deciding(folder)
+    for verb in () if arguments.deciding else ("status", "log"):
         (home / "ledger.index").unlink(missing_ok=True)
         first = timed(["--home", str(home), verb])
         rest = [timed(["--home", str(home), verb]) for _ in range(5)]

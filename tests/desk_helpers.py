@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 import requests
 
-from guardedit.audit.desk import server
+from guardedit.audit.desk import reviews, server
 from guardedit.audit.desk.page import QUESTION
+from guardedit.audit.mlflow_store import connected
 
 ADMIN = "a-long-enough-password"
 PEOPLE = ("ana", "eva", "ben", "run", "desk")
@@ -50,11 +51,19 @@ def running(folder: Path, empty: Path, login: bool) -> Iterator[Running]:
     """Start a server on a copy of an empty database as `guardedit serve` does, and stop it afterwards."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(empty, folder / "mlflow.db")
+    with serving(f"sqlite:///{folder / 'mlflow.db'}", folder, login) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def serving(uri: str, folder: Path, login: bool = False) -> Iterator[Running]:
+    """Start a server on a database as `guardedit serve` does, and stop it afterwards."""
+    folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(server.PASSWORD, ADMIN)
         environment = server.environment(folder, login)
-    words = server.command(f"sqlite:///{folder / 'mlflow.db'}", folder / "artifacts", port, login)
+    words = server.command(uri, folder / "artifacts", port, login)
     log = (folder / "server.log").open("wb")
     process = subprocess.Popen(
         words, env=environment, stdout=log, stderr=log, cwd=folder, start_new_session=True
@@ -112,6 +121,46 @@ def complete(made: Running, name: str | None, queue: str, trace_id: str, claimed
     """Complete an item, with whatever name its writer claims; the server's status code."""
     body = {"queue_id": queue, "item_id": trace_id, "status": "COMPLETE", "completed_by": claimed}
     return call(made, name, "POST", "3.0/mlflow/review-queues/items/set-status", body).status_code
+
+
+def everything_in(uri: str, root: Path) -> dict[str, Any]:
+    """What MLflow holds, without the names and times that it draws itself."""
+    with connected(uri) as client:
+        from mlflow.tracing.client import TracingClient
+
+        tracing = TracingClient(uri)
+        found: dict[str, Any] = {}
+        for experiment in client.search_experiments(filter_string="name LIKE 'guardedit/%'"):
+            runs = client.search_runs([experiment.experiment_id], max_results=1000)
+            names = {
+                r.info.run_id: f"{r.data.tags['guardedit.plan_id']}/{r.data.tags['guardedit.stage']}"
+                for r in runs
+            }
+            assert len(set(names.values())) == len(names)
+            found["tags"] = dict(experiment.tags)
+            found["runs"] = {
+                names[r.info.run_id]: (dict(r.data.metrics), dict(r.data.params), r.info.status) for r in runs
+            }
+            where = [experiment.experiment_id]
+            found["traces"] = {
+                t.info.trace_id: (t.info.request_preview, t.info.response_preview, dict(t.info.tags)
+                                  | {"mlflow.artifactLocation": ""}, t.data.spans[0].inputs,
+                                  names[t.info.trace_metadata["mlflow.sourceRun"]], t.info.request_time)
+                for t in tracing.search_traces(where)
+            }  # fmt: skip
+            queue = reviews.Queue(tracing, experiment.experiment_id)
+            found["queue"] = {trace: item.status for trace, item in queue.items().items()}
+        for shelf in client.search_registered_models():
+            found["aliases"] = dict(shelf.aliases)
+        found["versions"] = {
+            v.tags["guardedit.plan_id"]: (str(v.version), dict(v.tags), names[v.run_id])
+            for v in client.search_model_versions("")
+        }
+        found["files"] = sorted(
+            (names.get(p.parents[-len(root.parts) - 2].name, ""), p.name, p.read_bytes())
+            for p in root.rglob("*") if p.is_file() and p.suffix in (".yaml", ".safetensors", ".py", ".svg")
+        )  # fmt: skip
+        return found
 
 
 def _now() -> str:

@@ -105,7 +105,9 @@ def test_a_person_approves_and_another_plan_is_rejected(home: Home) -> None:
 def test_a_held_edit_is_settled_by_a_word(home: Home) -> None:
     plan_id, policy = planned(home, UNDECIDED)
     assert home.run("apply", plan_id, *policy, *reports(home)).code == 9
-    assert home.run("approve", plan_id, "--reason", "read the drift report").code == 0
+    (entry,) = home.guard().ledger.entries("held")
+    said = home.run("approve", plan_id, "--reason", "read the drift report")
+    assert said.code == 0 and f"monitor's report {entry.body['drift_digest']}" in said.out
     assert home.run("apply", plan_id, *policy, *reports(home)).code == 0
     assert home.run("--json", "status").json["plans"][0]["state"] == "committed"
 

@@ -17,9 +17,10 @@ from typing import Any
 import builders
 import pytest
 from audit_helpers import EVIL
+from desk_helpers import everything_in
 from pipeline_helpers import SOFT, Home, empty_mlflow, home, mlflow_home, request_of, world
 
-from guardedit.audit.desk import models, page, reviews, server, traces, views
+from guardedit.audit.desk import models, page, server, traces, views
 from guardedit.audit.desk.page import Terms, page_of
 from guardedit.audit.desk.reviews import Answer
 from guardedit.audit.mlflow_store import connected
@@ -144,46 +145,6 @@ def test_without_a_login_no_answer_counts_and_command_and_page_say_so(mlflow_hom
 
 
 # -- saved views, versions, telling twice
-
-
-def everything_in(uri: str, root: Path) -> dict[str, Any]:
-    """What MLflow holds, without the names and times that it draws itself."""
-    with connected(uri) as client:
-        from mlflow.tracing.client import TracingClient
-
-        tracing = TracingClient(uri)
-        found: dict[str, Any] = {}
-        for experiment in client.search_experiments(filter_string="name LIKE 'guardedit/%'"):
-            runs = client.search_runs([experiment.experiment_id], max_results=1000)
-            names = {
-                r.info.run_id: f"{r.data.tags['guardedit.plan_id']}/{r.data.tags['guardedit.stage']}"
-                for r in runs
-            }
-            assert len(set(names.values())) == len(names)
-            found["tags"] = dict(experiment.tags)
-            found["runs"] = {
-                names[r.info.run_id]: (dict(r.data.metrics), dict(r.data.params), r.info.status) for r in runs
-            }
-            where = [experiment.experiment_id]
-            found["traces"] = {
-                t.info.trace_id: (t.info.request_preview, t.info.response_preview, dict(t.info.tags)
-                                  | {"mlflow.artifactLocation": ""}, t.data.spans[0].inputs,
-                                  names[t.info.trace_metadata["mlflow.sourceRun"]], t.info.request_time)
-                for t in tracing.search_traces(where)
-            }  # fmt: skip
-            queue = reviews.Queue(tracing, experiment.experiment_id)
-            found["queue"] = {trace: item.status for trace, item in queue.items().items()}
-        for shelf in client.search_registered_models():
-            found["aliases"] = dict(shelf.aliases)
-        found["versions"] = {
-            v.tags["guardedit.plan_id"]: (str(v.version), dict(v.tags), names[v.run_id])
-            for v in client.search_model_versions("")
-        }
-        found["files"] = sorted(
-            (names.get(p.parents[-len(root.parts) - 2].name, ""), p.name, p.read_bytes())
-            for p in root.rglob("*") if p.is_file() and p.suffix in (".yaml", ".safetensors", ".py", ".svg")
-        )  # fmt: skip
-        return found
 
 
 def test_sync_tells_the_whole_desk_and_telling_it_again_changes_nothing(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from desk_helpers import WORD, Running, add_people, running
-from pipeline_helpers import SOFT, Home, empty_mlflow, home, request_of, world
+from pipeline_helpers import HARD, SOFT, Home, empty_mlflow, home, request_of, world
 
 from guardedit.audit.desk import reviews, views
 from guardedit.pipeline.desk import collect
@@ -26,7 +26,7 @@ CHROMIUM = (
 )
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not there; $GUARDEDIT_CHROMIUM names it"),
 ]
 SHOTS = os.environ.get("GUARDEDIT_SCREENSHOTS")
@@ -95,15 +95,25 @@ def test_a_plan_is_approved_in_the_review_tab_and_applied(
     (one,) = collect(guard).answers
     assert (one.by, one.outcome, one.reason) == ("ana", "approved", REASON)
     assert guard.apply(plan.plan_id).outcome == "committed"
+    blocked = home.guard(HARD, tracking_uri=server.address).plan(request_of(1))
+    waiting = home.guard(SOFT, tracking_uri=server.address).plan(request_of(2))
     assert guard.sync()["notes"] == []
 
     browse.goto(f"{server.address}/#/experiments/{experiment}/runs/{run_id}")
     browse.get_by_text("Committed:").first.wait_for()
     picture(browse, "desk-run")
+    browse.goto(f"{server.address}/#/experiments/{experiment}/runs/{run_id}/artifacts/report.html")
+    browse.frame_locator("iframe").get_by_text("What was decided, and why").wait_for()
+    picture(browse, "desk-report")
+    listed = {"guardedit-pending": waiting, "guardedit-incidents": blocked}
     for key, (name, _, _) in views.VIEWS.items():
         browse.goto(views.address(server.address, experiment, key))
         browse.reload()  # an address that differs behind the # alone leaves the last view's menu open
         browse.get_by_test_id("saved-views-trigger").wait_for()
+        if key in listed:
+            subject = listed[key].requests[0].subject
+            browse.get_by_text(subject).first.wait_for()
+            assert not browse.get_by_text(plan.requests[0].subject).count()
         picture(browse, f"desk-{key.removeprefix('guardedit-')}")
         browse.get_by_test_id("saved-views-trigger").click()
         browse.get_by_text(name, exact=True).first.wait_for()

@@ -7,12 +7,15 @@ import os
 import shutil
 import sqlite3
 import tempfile
+import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from guardedit.audit.chain import GENESIS, encode_entry
+import guardedit.audit.ledger as ledger_room
+from guardedit.audit.chain import GENESIS, Entry, encode_entry
 from guardedit.audit.ledger import Head, Ledger
 from guardedit.errors import BadRequestError, IntegrityError, LockedError
 from guardedit.records import Waiver, digest_of_bytes
@@ -245,3 +248,48 @@ def test_a_writer_that_never_finishes_makes_the_next_one_say_so(ledger: Ledger) 
     connection.execute("ROLLBACK")
     connection.close()
     assert ledger.append("planned", {}).seq == 5
+
+
+def _counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each whole reading had."""
+    readings: list[int] = []
+    whole = ledger_room.read_chain
+
+    def read(rows: list[tuple[int, bytes, str]]) -> Iterator[Entry]:
+        readings.append(len(rows))
+        return whole(rows)
+
+    monkeypatch.setattr(ledger_room, "read_chain", read)
+    return readings
+
+
+def test_a_long_chain_is_read_and_checked_once(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    readings, long = _counted(monkeypatch), Ledger(ledger.path, keep_from=4)
+    assert [len(long.entries()), len(long.entries("planned")), long.head() is not None] == [4, 2, True]
+    long.append("committed", {"plan_id": "p2"}, at=NOON)
+    assert [entry.seq for entry in long.entries()] == [1, 2, 3, 4, 5] and readings == [4]
+    assert long.entries() == Ledger(ledger.path).entries()
+    long.verify()
+    assert readings == [4, 5, 5], "verify reads, whatever was read before"
+
+
+def test_an_append_by_somebody_else_is_seen_by_who_has_read_the_chain(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readings, long = _counted(monkeypatch), Ledger(ledger.path, keep_from=1)
+    assert len(long.entries()) == 4
+    ledger.append("planned", {"plan_id": "p3"}, at=NOON)
+    assert long.entries()[-1].body == {"plan_id": "p3"}
+    ledger.append("planned", {"plan_id": "p4"}, at=NOON)
+    mine = long.append("planned", {"plan_id": "p5"}, at=NOON)
+    assert mine.seq == 7 and [entry.seq for entry in long.entries()] == list(range(1, 8))
+    assert readings == [4, 5, 7]
+
+
+def test_a_change_of_the_file_is_seen_by_who_has_read_the_chain(ledger: Ledger) -> None:
+    long = Ledger(ledger.path, keep_from=1)
+    assert len(long.entries()) == 4
+    time.sleep(0.02)
+    _rewrite(ledger, "UPDATE entries SET digest = ? WHERE seq = 2", GENESIS)
+    with pytest.raises(IntegrityError, match="entry 2"):
+        long.entries()

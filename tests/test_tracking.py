@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 
 from guardedit.audit import mlflow_content as content
 from guardedit.audit import mlflow_runs, mlflow_store, report, tracking
+from guardedit.audit.desk import models
 from guardedit.audit.ledger import Ledger
 from guardedit.audit.tracking import SyncResult, Tracker
 from guardedit.errors import IntegrityError, TrackingError
@@ -192,6 +194,24 @@ def test_nothing_is_cut_short_or_hidden(tracker: Tracker, uri: str) -> None:
     assert shown["tags"]["guardedit.plan_digest"] == audit.plan_digest
     assert "⟨U+202E⟩" in shown["info"][0] and "\u202e" not in json.dumps(shown["tags"], ensure_ascii=False)
     assert json.loads(shown["files"]["plan.json"])["requests"][0]["reason"] == request.reason
+
+
+def test_an_own_approval_is_marked_on_the_run_and_on_the_version() -> None:
+    audit = builders.eiffel_committed()
+    assert audit.decision is not None
+    said = audit.decision.model_copy(update={"outcome": "approved", "approver": "ana", "own": True})
+    marked = audit.model_copy(update={"decision": said})
+    for told in (content.tags(marked), models.version_tags(marked)):
+        assert told["guardedit.decided_by"] == "ana (unsigned; own plan)"
+    assert "own plan" in content.description(marked)
+
+
+def test_a_database_whose_driver_is_missing_says_which_extra_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(TrackingError, match=r"guardedit\[postgres\]"):
+        Tracker("postgresql://desk@127.0.0.1:9/desk", tmp_path).open_run(builders.france_blocked())
 
 
 def test_a_lost_database_is_rebuilt_from_the_ledger_alone(

@@ -38,6 +38,19 @@ class Entry:
     digest: str
 
 
+@dataclass(frozen=True)
+class Seen:
+    """A chain that was checked, and what its file was then (`index.identity`)."""
+
+    chain: tuple[Entry, ...]
+    file: list[int]
+
+    def is_still(self, file: list[int] | None, head: Head | None) -> bool:
+        """Whether neither file nor head was touched since."""
+        last = self.chain[-1]
+        return self.file == file and head == Head(last.seq, last.digest)
+
+
 def encode_entry(seq: int, at: str, kind: str, body: dict[str, Any], prev: str) -> bytes:
     """The bytes that are hashed and stored. BadRequestError when the body holds what JSON cannot."""
     try:

@@ -213,7 +213,6 @@ def provenance(audit: AuditReport) -> Section:
                 "Settings of the editor, and what it found",
                 ("Name", "Value"),
                 tuple((visible(k), _plain(v)) for k, v in settings.items()),
-                frozenset({1}),
                 folded=True,
             )
         ]

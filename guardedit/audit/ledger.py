@@ -5,7 +5,9 @@ bytes: every byte that a reader sees is hashed. `ledger.head`, beside the file, 
 tail is seen too. Who can write both files can rewrite the whole story: keep a head (`Ledger.head`) elsewhere and hand
 it to `verify` to rule that out.
 
-Every reading checks the whole chain before it answers.
+Every reading checks the whole chain before it answers. A long chain that this process has checked is not checked again
+while file and head are the very ones that were read (inode, size, times of change, last digest): an append by anybody
+changes them. What was checked is then answered from memory, so nobody can change it in between.
 """
 
 from __future__ import annotations
@@ -21,7 +23,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from guardedit.audit.chain import GENESIS, Entry, Head, decode_row, encode_entry, read_chain, require_head
+from guardedit.audit.chain import (
+    GENESIS,
+    Entry,
+    Head,
+    Seen,
+    decode_row,
+    encode_entry,
+    read_chain,
+    require_head,
+)
 from guardedit.audit.files import make_folder, prepare_file, publish_file, storing
 from guardedit.audit.index import extend_index, identity
 from guardedit.errors import BadRequestError, IntegrityError, LockedError, StorageError
@@ -54,12 +65,18 @@ _STORAGE = {
 }
 
 
+_LONG = 500
+"""Entries from which on a checked chain is kept; reading a shorter one costs little."""
+
+
 class Ledger:
     """A ledger file that is created by the first `append`, not before."""
 
-    def __init__(self, path: Path, *, timeout_s: float = 30.0) -> None:
+    def __init__(self, path: Path, *, timeout_s: float = 30.0, keep_from: int = _LONG) -> None:
         self.path = path
         self._timeout_s = timeout_s
+        self._keep_from = keep_from
+        self._seen: Seen | None = None
 
     @property
     def _head_path(self) -> Path:
@@ -79,7 +96,16 @@ class Ledger:
             before = identity(self.path)
             entry = self._insert(when, kind, plain)
             extend_index(self.path, entry, before)
+            self._follow(entry, before)
         return entry
+
+    def _follow(self, entry: Entry, before: list[int] | None) -> None:
+        """Keep what was checked, longer by our own entry, where it was whole just before; the lock is ours."""
+        seen, after = self._seen, identity(self.path)
+        if seen is None or after is None or not seen.is_still(before, Head(entry.seq - 1, entry.prev)):
+            self._seen = None
+        else:
+            self._seen = Seen((*seen.chain, entry), after)
 
     def _insert(self, when: str, kind: str, plain: dict[str, Any]) -> Entry:
         with self._writing() as connection:
@@ -109,6 +135,7 @@ class Ledger:
 
     def rows(self) -> list[tuple[int, bytes, str]]:
         """Number, bytes and digest of every entry as they are stored, after the whole chain was checked."""
+        self._seen = None
         chain = self._checked()
         if not chain:
             return []
@@ -142,6 +169,7 @@ class Ledger:
 
         Returns the head. IntegrityError names the entry at which the chain breaks.
         """
+        self._seen = None
         chain = self._checked()
         if self.path.exists():
             with self._reading() as connection:
@@ -157,6 +185,9 @@ class Ledger:
             if head is not None:
                 raise IntegrityError(f"ledger {self.path} is gone; its head names entry {head.seq}")
             return ()
+        file = identity(self.path)
+        if self._seen is not None and self._seen.is_still(file, head):
+            return self._seen.chain
         with self._reading() as connection:
             rows = connection.execute("SELECT seq, entry, digest FROM entries ORDER BY seq").fetchall()
         chain = tuple(read_chain(rows))
@@ -164,6 +195,7 @@ class Ledger:
             require_head(chain, head, self._head_path.name)
         elif len(chain) > 1:
             raise IntegrityError(f"{self._head_path} is gone; it names the last entry of the ledger")
+        self._seen = Seen(chain, file) if file is not None and len(chain) >= self._keep_from else None
         return chain
 
     def _stored_head(self) -> Head | None:

@@ -14,7 +14,7 @@ from guardedit.audit.report import markdown_cell, markdown_text
 from guardedit.audit.sheet import Table
 from guardedit.audit.story import allowed, observed, tell
 from guardedit.audit.tables import limits_table, verdict_of
-from guardedit.audit.words import visible
+from guardedit.audit.words import hand, visible
 from guardedit.records import AuditReport, DriftReport, Outcome, Plan, Score, digest_of
 
 Stage = Literal["plan", "preop", "edit", "postop"]
@@ -74,6 +74,7 @@ def tags(audit: AuditReport) -> dict[str, str]:
         "model": audit.plan.model_name,
         "author": audit.plan.author,
         "approver": decision.approver if decision else "",
+        "decided_by": hand(decision) if decision else "",
         "plan_digest": audit.plan_digest,
         "digest_after": audit.digest_after,
         "waivers": str(len(audit.plan.waivers)),
@@ -218,9 +219,8 @@ def stage_description(audit: AuditReport, stage: Stage) -> str:
 
 def _changed(plan: Plan) -> str:
     """How many tensors, or what acts on activations and when."""
-    told = " ".join(acting.sentences(plan))
     n_tensors = sum(change.acts is None for change in plan.delta.changes)
-    return f"{n_tensors} tensor(s).{f' {told}' if told else ''}"
+    return " ".join((f"{n_tensors} tensor(s).", *acting.sentences(plan)))
 
 
 def tables(audit: AuditReport) -> Tables:

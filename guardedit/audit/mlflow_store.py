@@ -74,6 +74,10 @@ def _translated(uri: str) -> Iterator[None]:
 
     try:
         yield
+    except ModuleNotFoundError as error:
+        raise TrackingError(
+            f"MLflow's database needs {error.name}; for Postgres: pip install 'guardedit[postgres]'"
+        ) from error
     except (mlflow.exceptions.MlflowException, sqlalchemy.exc.SQLAlchemyError, *_REFUSALS) as error:
         login = urlparse(uri).netloc.rpartition("@")[0]
         said = str(error).replace(f"{login}@", "") if login else str(error)

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -150,8 +151,9 @@ def render_index(reports: Sequence[IndexEntry], out_dir: Path) -> Path:
     return path
 
 
+@lru_cache(maxsize=2)
 def environment(*, html: bool) -> Environment:
-    """The templates, with the filters they use; HTML escapes by default."""
+    """The templates, with the filters they use, compiled once; HTML escapes by default."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     made = Environment(

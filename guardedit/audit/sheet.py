@@ -55,6 +55,8 @@ class Table:
     note: str = ""
     folded: bool = False
     """Closed until asked for: the data under a picture, long lists."""
+    under: frozenset[int] = frozenset()
+    """Columns that a page prints as a line of their own below each row, so that a wide table fits."""
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def scores_table(caption: str, scores: tuple[Score, ...], worth: Mapping[str, st
         for s in scores
     )
     head = ("Score", "About", "Value", "95 % interval", "n", "Percentile among real edits", "Remark", "Name")
-    return Table(caption, head, rows, frozenset({2, 3, 4, 5}), folded=True)
+    return Table(caption, head, rows, frozenset({2, 3, 4, 5}), folded=True, under=frozenset({6, 7}))
 
 
 def _remark(score: Score, worth: Mapping[str, str]) -> str:

@@ -19,7 +19,7 @@ from guardedit.audit import mlflow_content as content
 from guardedit.audit import mlflow_runs as runs
 from guardedit.audit.desk.telling import Desk, Material
 from guardedit.audit.files import make_folder
-from guardedit.audit.mlflow_store import LOCK_SECONDS, connected, prepare, sqlite_file
+from guardedit.audit.mlflow_store import LOCK_SECONDS, connected, prepare
 from guardedit.errors import GuardeditError, TrackingError
 from guardedit.records import AuditReport
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Story", "SyncResult", "Tracker", "experiment_name", "prepare"]
 
-VIEW = "2"
+VIEW = "3"
 """Form of what is told: a plan that was told in an older one is told again."""
 LOT = 20
 """Plans that `sync` tells before it lets others in."""
@@ -67,17 +67,28 @@ class SyncResult:
 
 @dataclass(frozen=True)
 class Story:
-    """An edit to be told, and the folder of its rendered report where there is one."""
+    """An edit to be told, and the folder of its rendered report where there is one.
+
+    `write` renders it instead, once the record can name its run; None where it could not.
+    """
 
     audit: AuditReport
     report_dir: Path | None = None
+    write: Callable[[AuditReport], Path | None] | None = None
+
+    def in_run(self, run_id: str) -> Story:
+        """The same, its record naming the run and its report written."""
+        if self.write is None:
+            return self
+        named = self.audit.model_copy(update={"mlflow_run_id": run_id})
+        return Story(named, self.write(named))
 
 
 class Tracker:
     """Writes the view. Making one does nothing yet; every method raises TrackingError when MLflow is away.
 
-    `uri` is `sqlite:///…` or a server's address; artifacts of a SQLite store lie under `artifact_root`. Without
-    `material` no versions are registered, and pages say what a policy asks for by default.
+    `uri` is a database's (`sqlite:///…`, `postgresql://…`) or a server's; a database's artifacts lie under
+    `artifact_root`. Without `material` no versions are registered, and pages say what a policy asks for by default.
     """
 
     def __init__(self, uri: str, artifact_root: Path, material: Material | None = None) -> None:
@@ -123,7 +134,7 @@ class Tracker:
         late = [(plan, seq) for plan, seq in last_entries(ledger).items() if known.get(plan, -1) < seq]
         done = SyncResult(0, 0, 0)
         for start in range(0, len(late), LOT):
-            done = done.with_(self._lot(late[start : start + LOT], load_report))
+            done = done.with_(self.tell(late[start : start + LOT], load_report))
         return done
 
     def behind(self, ledger: EntrySource) -> int:
@@ -138,9 +149,10 @@ class Tracker:
         with self._alone() as client:
             yield self._experiment(client, model_name), self._desk(client, model_name)
 
-    def _lot(
+    def tell(
         self, late: list[tuple[str, int]], load_report: Callable[[str], AuditReport | Story | None]
     ) -> SyncResult:
+        """Tell these plans, each with the number of the last ledger entry that its record rests on."""
         created, updated, notes = 0, 0, []
         desks: dict[str, Desk] = {}
         with self._alone() as client:
@@ -150,7 +162,9 @@ class Tracker:
                     notes.append(f"{plan_id}: {problem}")
                     continue
                 name = story.audit.plan.model_name
-                desk = desks.setdefault(name, self._desk(client, name))
+                if name not in desks:
+                    desks[name] = self._desk(client, name)
+                desk = desks[name]
                 _, made = self._tell(client, desk, story, seq)
                 created, updated = created + made, updated + (not made)
             for desk in desks.values():
@@ -159,18 +173,18 @@ class Tracker:
 
     def _tell(self, client: MlflowClient, desk: Desk, story: Story, seq: int | None) -> tuple[str, bool]:
         """The run's id, and whether it is told for the first time."""
-        audit = story.audit
+        audit, experiment = story.audit, desk.experiment
         record, place = content.fingerprint(audit), {} if seq is None else {"guardedit.ledger_seq": str(seq)}
-        experiment = self._experiment(client, audit.plan.model_name)
         known = runs.find_runs(client, experiment, audit.plan.plan_id)
         parent = runs.run_of(client, experiment, audit, "plan", known)
-        tags = parent.data.tags
+        story, tags = story.in_run(parent.info.run_id), parent.data.tags
+        audit = story.audit
         if (tags.get("guardedit.record"), tags.get("guardedit.view")) != (record, VIEW):
             runs.fill(client, parent, audit, story.report_dir)
             for stage in content.stages_of(audit):
                 child = runs.run_of(client, experiment, audit, stage, known, parent)
                 runs.fill_stage(client, child, audit, stage)
-            desk.tell(audit, parent.info.run_id)
+            desk.tell(audit, parent.info)
         # The marks come last: a run without them was interrupted, and is told again.
         runs.mark(client, parent, {"guardedit.record": record, "guardedit.view": VIEW, **place})
         return str(parent.info.run_id), "guardedit.record" not in tags
@@ -187,7 +201,8 @@ class Tracker:
             )
         if found is not None:
             return str(found.experiment_id)
-        local = sqlite_file(self.uri) is not None
+        # A database that is written directly keeps no files; only a server says itself where they go.
+        local = not self.uri.startswith(("http://", "https://"))
         where = (self.artifact_root.absolute() / "artifacts").as_uri() if local else None
         return str(client.create_experiment(name, artifact_location=where))
 

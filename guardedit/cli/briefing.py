@@ -27,6 +27,8 @@ class Desk:
         self.record = record
         self.out: Console = Console(markup=False, highlight=False)
         self.told: list[str] = []
+        self.decided: list[str] = []
+        """Plans that got a word."""
 
     def walk(self, plan_ids: list[str]) -> None:
         """Each plan in turn, until the end or `quit`; what was decided is said once more."""
@@ -66,6 +68,7 @@ class Desk:
             self.out.print(f"  refused: {clean(str(error))}", soft_wrap=True)
             return False
         self.told.append(f"{plan_id}: {word.outcome} by {word.approver}; now {self.record.state(plan_id)}")
+        self.decided.append(plan_id)
         self.out.print(f"  {word.outcome} by {word.approver}")
         return True
 

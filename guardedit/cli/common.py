@@ -163,6 +163,16 @@ def console() -> Console:
     return Console(stderr=True, highlight=False)
 
 
+def tell_of(record: History, *plan_ids: str) -> None:
+    """Show plans on the MLflow server that was named, if one was; where that fails, one line on stderr says so."""
+    from guardedit.pipeline.telling import tell_server
+
+    problem = tell_server(record, plan_ids)
+    if problem is not None:
+        line = f"MLflow does not show this yet; `guardedit sync` catches up. {problem}"
+        console().print(tame(line), markup=False, soft_wrap=True)
+
+
 @contextmanager
 def working(guard: Guard) -> Iterator[None]:
     """Show on stderr what the workspace is doing, if that is a terminal."""

@@ -16,6 +16,7 @@ from guardedit.cli.common import (
     console,
     emit,
     from_context,
+    tell_of,
 )
 
 desk_app = typer.Typer(name="desk", help="People and roles at MLflow's review queue.", no_args_is_help=True)
@@ -70,10 +71,12 @@ def collect(
 
     options = from_context(context, model, home, as_json, tracking_uri=tracking_uri)
     try:
-        found = desk.collect(options.guard())
+        guard = options.guard()
+        found = desk.collect(guard)
     except TrackingError as error:
         raise GuardeditError(f"MLflow was not reached: {error}. Nothing was put on record") from error
     emit(options, _document(found), "\n".join(_lines(found)))
+    tell_of(guard, *(one.plan_id for one in found.answers if one.outcome != "refused"))
     raise typer.Exit(4 if desk.nothing_counted(found) else 0)
 
 

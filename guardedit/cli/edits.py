@@ -23,6 +23,7 @@ from guardedit.cli.common import (
     app,
     emit,
     from_context,
+    tell_of,
     working,
 )
 
@@ -85,6 +86,7 @@ def plan(
     policy: PolicyOption = None,
     key: KeyOption = None,
     keys: KeysOption = None,
+    tracking_uri: TrackingOption = None,
     model: ModelOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
@@ -95,7 +97,8 @@ def plan(
     from guardedit.pipeline.hparams import read_hparams
     from guardedit.pipeline.reading import read_requests
 
-    options = from_context(context, model, home, as_json, seed=seed, policy=policy, key=key, keys=keys)
+    named = {"seed": seed, "policy": policy, "key": key, "keys": keys, "tracking_uri": tracking_uri}
+    options = from_context(context, model, home, as_json, **named)
     asked = read_requests(requests)
     settings, guard = read_hparams(hparams, editor), options.guard()
     guard.kit.settings(editor, settings)
@@ -104,6 +107,7 @@ def plan(
     with working(guard):
         groups = understood(guard, asked, editor, each)
         plans = [guard.plan(group, editor, waivers, settings) for group in groups]
+        tell_of(guard, *(made.plan_id for made in plans))
     from guardedit.cli.words import plan_document, plan_text
 
     document: dict[str, Any] = {"plans": [plan_document(made) for made in plans]}

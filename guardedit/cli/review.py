@@ -17,9 +17,11 @@ from guardedit.cli.common import (
     PlanArgument,
     PolicyOption,
     ReasonOption,
+    TrackingOption,
     app,
     emit,
     from_context,
+    tell_of,
     working,
 )
 
@@ -39,6 +41,7 @@ def approve(
     hours: Annotated[float, typer.Option("--hours", help="How long the emergency word counts.")] = 4.0,
     key: KeyOption = None,
     keys: KeysOption = None,
+    tracking_uri: TrackingOption = None,
     model: ModelOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
@@ -46,10 +49,12 @@ def approve(
     """Approve a plan that waits for a person, or a held edit; bound to the plan's digest."""
     from guardedit.pipeline.deciding import Emergency, decide_plan
 
-    options = from_context(context, model, home, as_json, key=key, keys=keys)
+    options = from_context(context, model, home, as_json, key=key, keys=keys, tracking_uri=tracking_uri)
     emergency = Emergency(ticket, hours) if break_glass else None
-    word = decide_plan(options.history(), plan_id, "approved", reason, emergency=emergency)
+    record = options.history()
+    word = decide_plan(record, plan_id, "approved", reason, emergency=emergency)
     _decided(options, word.model_dump())
+    tell_of(record, plan_id)
 
 
 @app.command()
@@ -59,6 +64,7 @@ def reject(
     reason: ReasonOption,
     key: KeyOption = None,
     keys: KeysOption = None,
+    tracking_uri: TrackingOption = None,
     model: ModelOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
@@ -66,17 +72,21 @@ def reject(
     """Reject a plan or a held edit."""
     from guardedit.pipeline.deciding import decide_plan
 
-    options = from_context(context, model, home, as_json, key=key, keys=keys)
-    _decided(options, decide_plan(options.history(), plan_id, "rejected", reason).model_dump())
+    options = from_context(context, model, home, as_json, key=key, keys=keys, tracking_uri=tracking_uri)
+    record = options.history()
+    _decided(options, decide_plan(record, plan_id, "rejected", reason).model_dump())
+    tell_of(record, plan_id)
 
 
 def _decided(options: Options, word: dict[str, Any]) -> None:
     from guardedit.cli.words import signature
 
+    named = f"plan {word['plan_digest']}"
+    named += f", monitor's report {word['drift_digest']}" if word["drift_digest"] else ""
     emit(
         options,
         word,
-        f"{word['outcome']} by {word['approver']} ({signature(word)}): {word['reason']} (plan {word['plan_digest']})",
+        f"{word['outcome']} by {word['approver']} ({signature(word)}): {word['reason']} ({named})",
     )
 
 
@@ -90,6 +100,7 @@ def replan(
     policy: PolicyOption = None,
     key: KeyOption = None,
     keys: KeysOption = None,
+    tracking_uri: TrackingOption = None,
     model: ModelOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
@@ -98,10 +109,12 @@ def replan(
     from guardedit.cli.differences import difference_text
     from guardedit.cli.words import plan_document
 
-    options = from_context(context, model, home, as_json, policy=policy, key=key, keys=keys)
+    named = {"policy": policy, "key": key, "keys": keys, "tracking_uri": tracking_uri}
+    options = from_context(context, model, home, as_json, **named)
     guard = options.guard()
     with working(guard):
         found = guard.replan(*plans or ())
+        tell_of(guard, *(plan_id for one in found if one.new for plan_id in (one.old, one.new.plan_id)))
     documents: list[dict[str, Any]] = []
     lines, code = [], 0
     for one in found:
@@ -123,6 +136,7 @@ def review(
     context: typer.Context,
     key: KeyOption = None,
     keys: KeysOption = None,
+    tracking_uri: TrackingOption = None,
     model: ModelOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
@@ -131,7 +145,7 @@ def review(
     from guardedit.errors import BadRequestError
     from guardedit.pipeline.reviewing import queue, waiting
 
-    options = from_context(context, model, home, as_json, key=key, keys=keys)
+    options = from_context(context, model, home, as_json, key=key, keys=keys, tracking_uri=tracking_uri)
     record = options.history()
     if options.as_json:
         emit(options, {"queue": [_document(waiting(record, plan_id)) for plan_id in queue(record)]}, "")
@@ -142,7 +156,9 @@ def review(
         )
     from guardedit.cli.briefing import Desk
 
-    Desk(record).walk(queue(record))
+    desk = Desk(record)
+    desk.walk(queue(record))
+    tell_of(record, *desk.decided)
 
 
 def _document(one: Waiting) -> dict[str, Any]:

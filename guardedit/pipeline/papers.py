@@ -13,13 +13,13 @@ from guardedit.audit.desk.page import Terms
 from guardedit.audit.ledger import Entry, Ledger
 from guardedit.audit.lineage import Lineage
 from guardedit.audit.versions import VersionStore
-from guardedit.pipeline.workspace import Workspace
+from guardedit.pipeline.history import History
 
 
 class Papers:
     """What MLflow's pages and versions need of a home; see `audit.desk.telling.Material`."""
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(self, workspace: History) -> None:
         self._workspace = workspace
 
     def terms(self, plan_id: str) -> Terms:
@@ -51,9 +51,20 @@ class _ReadOnce(Ledger):
     def __init__(self, ledger: Ledger) -> None:
         super().__init__(ledger.path)
         self._chain = ledger.entries()
+        self._by_plan: dict[str | None, list[Entry]] = {}
+        for entry in self._chain:
+            self._by_plan.setdefault(entry.body.get("plan_id"), []).append(entry)
 
     def _checked(self) -> tuple[Entry, ...]:
         return self._chain
+
+    def entries(
+        self, kind: str | None = None, *, edit_id: str | None = None, plan_id: str | None = None
+    ) -> tuple[Entry, ...]:
+        """As a ledger's; a plan's are found without looking at all others."""
+        if plan_id is None or edit_id is not None:
+            return super().entries(kind, edit_id=edit_id, plan_id=plan_id)
+        return tuple(one for one in self._by_plan.get(plan_id, ()) if kind in (None, one.kind))
 
 
 class _SeenOnce(VersionStore):
@@ -68,9 +79,9 @@ class _SeenOnce(VersionStore):
         return self._lineage
 
 
-def at_this_moment(workspace: Workspace) -> Workspace:
+def at_this_moment(workspace: History) -> History:
     """The same home, its ledger and versions read once: for telling, never for deciding."""
-    still = Workspace(workspace.settings, workspace.progress)
+    still = History(workspace.settings, workspace.progress)
     still.ledger = _ReadOnce(workspace.ledger)
     still.store = _SeenOnce(workspace.home)
     return still

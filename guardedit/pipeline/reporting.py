@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from guardedit.audit.report import RenderedReport, render
 from guardedit.audit.tracking import Story, Tracker
-from guardedit.errors import TrackingError
+from guardedit.errors import StorageError, TrackingError
 from guardedit.pipeline.applying import UNTRACKED, read_report_facts
+from guardedit.pipeline.history import History
 from guardedit.pipeline.papers import Papers, at_this_moment
+from guardedit.pipeline.patience import is_server, within
 from guardedit.pipeline.workspace import Workspace
 from guardedit.records import AuditReport
+
+SECONDS = 60.0
+"""For a server to take in one edit's run."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +31,12 @@ class Published:
     mlflow_problem: str | None
 
 
-def tracking_uri(workspace: Workspace) -> str:
+def tracking_uri(workspace: History) -> str:
     """Where MLflow's records go: the setting, or a SQLite file under the home."""
     return workspace.settings.tracking_uri or f"sqlite:///{(workspace.home / 'mlflow.db').absolute()}"
 
 
-def tracker(workspace: Workspace) -> Tracker:
+def tracker(workspace: History) -> Tracker:
     """The MLflow adapter of this home."""
     root = (workspace.home / "mlflow-artifacts").absolute()
     return Tracker(tracking_uri(workspace), root, Papers(workspace))
@@ -55,15 +61,33 @@ def _tracked(workspace: Workspace, audit: AuditReport, folder: Path) -> Publishe
     """The run is opened first, so that the files can name it and MLflow gets the files as they are in the end."""
     seq = workspace.history(audit.edit_id)[-1].seq
     mlflow = tracker(workspace)
-    named = audit.model_copy(update={"mlflow_run_id": mlflow.open_run(audit)})
+    named = audit.model_copy(update={"mlflow_run_id": _patiently(workspace, lambda: mlflow.open_run(audit))})
     files = render(named, folder)
-    mlflow.log_audit(named, folder, seq)
+    _patiently(workspace, lambda: mlflow.log_audit(named, folder, seq))
     return Published(named, files, named.mlflow_run_id, None)
 
 
-def report_folder(workspace: Workspace, edit_id: str) -> Path:
+def _patiently(workspace: History, work: Callable[[], str]) -> str:
+    """A server gets its time; a file in the home is ours, and is waited for."""
+    return within(SECONDS, work) if is_server(tracking_uri(workspace)) else work()
+
+
+def report_folder(workspace: History, edit_id: str) -> Path:
     """Where an edit's report lies."""
     return workspace.settings.reports / edit_id
+
+
+def tell(record: History, plan_ids: Sequence[str]) -> tuple[str, ...]:
+    """Show some plans in MLflow as they stand, without report files in the home; what could not be told, in words.
+
+    Raises TrackingError where MLflow cannot be reached.
+    """
+    still = at_this_moment(record)
+    late = [(plan_id, still.history(plan_id)[-1].seq) for plan_id in plan_ids]
+    done = tracker(still).tell(
+        late, lambda plan_id: Story(read_report_facts(still, still.read_plan(plan_id)), write=lambda _: None)
+    )
+    return done.notes
 
 
 def sync(workspace: Workspace) -> dict[str, Any]:
@@ -73,21 +97,27 @@ def sync(workspace: Workspace) -> dict[str, Any]:
     `notes` says why. Reports of plans that are told are written anew: they name their run.
     """
     still = at_this_moment(workspace)
-    mlflow, told = tracker(still), {}
+    told: dict[str, str | None] = {}
+    unwritten: list[str] = []
 
-    def load_report(plan_id: str) -> Story:
-        audit = read_report_facts(still, still.read_plan(plan_id))
-        run_id = told[plan_id] = mlflow.open_run(audit)
-        named = audit.model_copy(update={"mlflow_run_id": run_id})
-        folder = report_folder(still, plan_id)
-        render(named, folder)
-        return Story(named, folder)
+    def write(named: AuditReport) -> Path | None:
+        told[named.edit_id] = named.mlflow_run_id
+        folder = report_folder(still, named.edit_id)
+        try:
+            render(named, folder)
+        except StorageError as error:
+            unwritten.append(f"{named.edit_id}: its report was not written: {error}")
+            return None
+        return folder
 
-    done = mlflow.sync(still.ledger, load_report)
+    done = tracker(still).sync(
+        still.ledger,
+        lambda plan_id: Story(read_report_facts(still, still.read_plan(plan_id)), write=write),
+    )
     head = still.ledger.head()
     return {
         "told": told,
         "behind": done.behind,
-        "notes": list(done.notes),
+        "notes": [*done.notes, *unwritten],
         "ledger_head": head.digest if head else None,
     }

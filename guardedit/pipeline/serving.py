@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from guardedit.audit.desk import reviews, roles, server, views
-from guardedit.audit.mlflow_store import sqlite_file
 from guardedit.audit.tracking import prepare
 from guardedit.errors import BadRequestError, TrackingError
 from guardedit.pipeline.reporting import sync, tracker, tracking_uri
@@ -49,16 +48,15 @@ def prepared(workspace: Workspace, port: int, login: bool) -> Serving:
             reviews.address(where, experiment, queue),
             shown,
             uri,
-            server.command(uri, _artifacts(workspace, uri), port, login),
+            server.command(uri, _artifacts(workspace), port, login),
             environment,
             notes,
         )
 
 
-def _artifacts(workspace: Workspace, uri: str) -> Path:
+def _artifacts(workspace: Workspace) -> Path:
     folder = (workspace.home / "mlflow-artifacts" / "artifacts").absolute()
-    if sqlite_file(uri) is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 

@@ -14,18 +14,21 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import version
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from guardedit.audit.words import visible
+from guardedit.audit.words import hand, visible
 from guardedit.records import AuditReport, canonical
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import RunInfo
 
 FOLDER = "delta_model"
+_CODE = "delta_model.py"
 _ALIASES = ("production", "previous")
 
 
@@ -63,8 +66,8 @@ def read(client: MlflowClient, model_name: str) -> Shelf:
     return Shelf(name, numbers, {plan: dict(v.tags) for plan, v in told.items()}, aliases)
 
 
-def register(client: MlflowClient, shelf: Shelf, audit: AuditReport, delta: Path, run_id: str) -> None:
-    """Make the edit's version, or bring its tags up to date."""
+def register(client: MlflowClient, shelf: Shelf, audit: AuditReport, delta: Path, run: RunInfo) -> None:
+    """Make the edit's version, or bring its tags up to date. `run` is the plan's."""
     plan_id, tags = audit.plan.plan_id, version_tags(audit)
     if plan_id in shelf.versions:
         there, number = shelf.tags[plan_id], shelf.versions[plan_id]
@@ -76,10 +79,9 @@ def register(client: MlflowClient, shelf: Shelf, audit: AuditReport, delta: Path
     if not shelf.versions and not list(client.search_registered_models(f"name = '{shelf.name}'")):
         client.create_registered_model(shelf.name, {"guardedit.model": audit.plan.model_name}, _ABOUT)
     with folder_of(audit, delta) as folder:
-        client.log_artifacts(run_id, str(folder), FOLDER)
-    root = client.get_run(run_id).info.artifact_uri
+        client.log_artifacts(run.run_id, str(folder), FOLDER)
     made = client.create_model_version(
-        shelf.name, f"{root}/{FOLDER}", run_id, tags=tags, description=_description(audit),
+        shelf.name, f"{run.artifact_uri}/{FOLDER}", run.run_id, tags=tags, description=_description(audit),
         await_creation_for=0,
     )  # fmt: skip
     shelf.versions[plan_id], shelf.tags[plan_id] = str(made.version), tags
@@ -105,6 +107,7 @@ def version_tags(audit: AuditReport) -> dict[str, str]:
         "verdict": judged.verdict,
         "editor": audit.plan.editor,
         "approver": audit.decision.approver if audit.decision else "",
+        "decided_by": hand(audit.decision) if audit.decision else "",
         "plan_digest": audit.plan_digest,
         "base_digest": audit.plan.model_digest,
         "delta_digest": audit.plan.delta.file_digest,
@@ -129,19 +132,32 @@ def _description(audit: AuditReport) -> str:
 def folder_of(audit: AuditReport, delta: Path) -> Iterator[Path]:
     """The version's folder in MLflow's form, equal bytes for equal edits; gone afterwards."""
     with tempfile.TemporaryDirectory() as scratch:
+        made = Path(scratch)
+        (made / "artifacts").mkdir()
+        shutil.copyfile(delta, made / "artifacts" / "delta.safetensors")
+        (made / "artifacts" / "plan.json").write_bytes(canonical(audit.plan))
+        for name, data in _mould().items():
+            (made / name).write_bytes(data)
+        _settle(made, audit)
+        yield made
+
+
+@lru_cache(maxsize=1)
+def _mould() -> dict[str, bytes]:
+    """What is the same in every version, by file name: MLflow takes a second to save a model, so it saves one."""
+    with tempfile.TemporaryDirectory() as scratch:
         given, made = Path(scratch) / "given", Path(scratch) / "made"
         given.mkdir()
-        shutil.copyfile(delta, given / "delta.safetensors")
-        (given / "plan.json").write_bytes(canonical(audit.plan))
+        for name in ("delta.safetensors", "plan.json"):
+            (given / name).write_bytes(b"")
         _save(made, given)
-        _settle(made / "MLmodel", audit)
-        yield made
+        return {path.name: path.read_bytes() for path in made.iterdir() if path.is_file()}
 
 
 def _save(made: Path, given: Path) -> None:
     import mlflow.pyfunc
 
-    code = files("guardedit") / "assets" / "desk" / "delta_model.py"
+    code = files("guardedit") / "assets" / "desk" / _CODE
     with as_file(code) as file, warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         mlflow.pyfunc.save_model(
@@ -153,15 +169,18 @@ def _save(made: Path, given: Path) -> None:
         )
 
 
-def _settle(file: Path, audit: AuditReport) -> None:
-    """No paths of this machine, no clock, no random name."""
+def _settle(folder: Path, audit: AuditReport) -> None:
+    """No paths of this machine, no clock, no random name; the size is that of this version."""
     import yaml
 
+    file = folder / "MLmodel"
     found: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
     flavour = found["flavors"]["python_function"]
     flavour["model_code_path"] = Path(flavour["model_code_path"]).name
     for part in flavour["artifacts"].values():
         part["uri"] = Path(part["path"]).name
+    held = [folder / _CODE, *(folder / "artifacts").iterdir()]
+    found["model_size_bytes"] = sum(path.stat().st_size for path in held)
     found["model_uuid"] = audit.plan_digest.removeprefix("sha256:")[:32]
     found["utc_time_created"] = audit.plan.created
     file.write_text(yaml.safe_dump(found, sort_keys=True), encoding="utf-8")

@@ -29,7 +29,7 @@ class Server:
     """Whom our own credentials belong to, by the server's word."""
 
 
-def look(uri: str) -> Server | None:
+def look(uri: str, seconds: float = _SECONDS) -> Server | None:
     """Ask a server whether it wants a login: once without credentials, then with ours. None where `uri` is no server.
 
     Raises TrackingError where it does not answer within seconds.
@@ -43,7 +43,7 @@ def look(uri: str) -> Server | None:
     try:
         with requests.Session() as session:
             session.trust_env = False  # no credentials from a .netrc: the first question is a stranger's
-            asked = session.get(bare + _LOOK, timeout=_SECONDS)
+            asked = session.get(bare + _LOOK, timeout=seconds)
             if asked.status_code == 200:
                 return Server(False, None)
             if asked.status_code != 401:

@@ -15,6 +15,7 @@ from guardedit.records import AuditReport
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import RunInfo
     from mlflow.tracing.client import TracingClient
 
 
@@ -37,7 +38,7 @@ class Desk:
     def __init__(
         self, client: MlflowClient, uri: str, experiment: str, model_name: str, material: Material | None
     ) -> None:
-        self.client, self._uri, self._experiment = client, uri, experiment
+        self.client, self._uri, self.experiment = client, uri, experiment
         self._model_name, self._material = model_name, material
         self._changed = False
 
@@ -52,7 +53,7 @@ class Desk:
     def queue(self) -> Queue:
         """The queue; the line under its question says whether answers count."""
         found = server.look(self._uri)
-        return Queue(self.tracing, self._experiment, found.login if found else None)
+        return Queue(self.tracing, self.experiment, found.login if found else None)
 
     @cached_property
     def _pending(self) -> set[str]:
@@ -66,15 +67,15 @@ class Desk:
         """What a reviewer reads of this edit."""
         return page_of(audit, self._material.terms(audit.plan.plan_id) if self._material else Terms())
 
-    def tell(self, audit: AuditReport, run_id: str) -> None:
+    def tell(self, audit: AuditReport, run: RunInfo) -> None:
         """Trace, registered version, queue. The queue comes last: it may need more rights than the rest."""
         if not self._changed:
-            views.write(self.client, self._experiment)
+            views.write(self.client, self.experiment)
         self._changed = True
         page = self.page(audit)
         at = milliseconds(audit.plan.created)
-        traces.tell(self.tracing, self._experiment, page, at, _tags(audit), run_id)
-        self._register(audit, run_id)
+        traces.tell(self.tracing, self.experiment, page, at, _tags(audit), run.run_id)
+        self._register(audit, run)
         if waits(audit):
             if page.trace_id not in self._pending:
                 self.queue.put([page.trace_id])
@@ -86,10 +87,10 @@ class Desk:
         if self._material is not None and self._changed:
             models.point(self.client, self._shelf, self._material.live())
 
-    def _register(self, audit: AuditReport, run_id: str) -> None:
+    def _register(self, audit: AuditReport, run: RunInfo) -> None:
         committed = audit.outcome == "committed" or audit.plan.plan_id in self._shelf.versions
         if committed and self._material is not None:
-            models.register(self.client, self._shelf, audit, self._material.delta(audit.plan.plan_id), run_id)
+            models.register(self.client, self._shelf, audit, self._material.delta(audit.plan.plan_id), run)
 
     def _withdraw(self, audit: AuditReport, page: Page) -> None:
         """Questions about this plan that nobody needs to answer any more; answered ones stay to be seen."""

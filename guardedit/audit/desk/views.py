@@ -20,7 +20,7 @@ _PREFIX = "mlflow.sharedViewState."
 _MADE = 1_764_547_200_000
 """One moment for all views, so that writing them again changes nothing; milliseconds."""
 _COLUMNS = [
-    "tags.`guardedit.outcome`", "tags.`guardedit.verdict`", "params.`editor`", "tags.`guardedit.approver`",
+    "tags.`guardedit.outcome`", "tags.`guardedit.verdict`", "params.`editor`", "tags.`guardedit.decided_by`",
     "metrics.`preop/leakage_share`", "metrics.`preop/limits_broken`", "metrics.`postop/near_lost_top1`",
     "metrics.`postop/limits_broken`", "tags.`guardedit.plan_digest`",
 ]  # fmt: skip
