@@ -99,7 +99,9 @@ class Lab:
         for line in reversed((self.out / "rome-known.jsonl").read_text("utf-8").splitlines()[1:]):
             case_id = json.loads(line)["case_id"]
             case = self.facts[case_id]
-            bare = case.request.model_copy(update={"target_new": case.target_true, "target_true": case.request.target_new})
+            bare = case.request.model_copy(
+                update={"target_new": case.target_true, "target_true": case.request.target_new}
+            )
             request = complete(self.guard.handle, bare)
             yield (
                 case_id,
