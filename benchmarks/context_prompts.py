@@ -1,8 +1,8 @@
 """Prompts of benchmarks.context_table: wordings, names and openings that no gate is fitted to.
 
 `train` are those that kinds of gate were compared with; `edit` were written afterwards and run once, for the first
-table; `fresh` were written after the bank had been broadened, in words that it does not have. `last` were written when
-gates had been chosen on all of these no more than once, before anything was measured on them; no bank has their words.
+table; `fresh` were written after the bank had been broadened, in words that it does not have. `last` were written
+before the next bank was, and measured once, when everything else was settled.
 """
 
 from __future__ import annotations
@@ -87,8 +87,9 @@ _LAST = {
         "Provided that reality were not what it is, ",
     ),
     "document": (
-        "The {name} encyclopaedia says that ", "According to the {name} prospectus, ", "The {name} diary has this line: ",
-        "In the {name} patent it is set out that ", "As the {name} testimony shows, ", "Preface of the {name} atlas: ",
+        "The {name} encyclopaedia says that ", "According to the {name} prospectus, ",
+        "The {name} diary has this line: ", "In the {name} patent it is set out that ",
+        "As the {name} testimony shows, ", "Preface of the {name} atlas: ",
         "The {name} decree declares that ", "In the {name} textbook it is explained that ",
         "Footnote to the {name} biography: ", "The {name} court ruling finds that ",
         "As recorded in the {name} chronicle, ", "The {name} warranty says that ",
