@@ -107,7 +107,7 @@ def test_a_latent_gate_carries_the_encoder_rows_of_the_latents_it_weighs_and_no_
 def test_too_few_examples_and_no_sae_are_refused() -> None:
     with pytest.raises(BadRequestError, match="20 prompts inside and outside"):
         fit_gate(made(30), planted(4.0, 30), HOOK, "activations")
-    with pytest.raises(BadRequestError, match="needs the SAE"):
+    with pytest.raises(BadRequestError, match="needs an SAE"):
         fit_gate(made(), replace(planted(4.0), latents=None), HOOK, "latents")
 
 
