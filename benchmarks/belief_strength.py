@@ -48,8 +48,8 @@ Fact = tuple[str, str, EditRequest]
 """Group, relation, request."""
 
 
-def facts(path: Path) -> list[Fact]:
-    """The facts of the three groups."""
+def facts(path: Path, each: int = EACH) -> list[Fact]:
+    """The facts of the three groups, `each` a relation at most."""
     rng = random.Random(SEED)
     with lzma.open(path, "rt", encoding="utf-8") as lines:
         relations = [json.loads(line) for line in lines]
@@ -58,7 +58,7 @@ def facts(path: Path) -> list[Fact]:
         name, prompt, samples = relation["name"], relation["prompt_templates"][0], list(relation["samples"])
         rng.shuffle(samples)
         group = "truth" if name in TRUTHS else "rare" if name in SLOTS else None
-        pairs = [(s["subject"], s["object"]) for s in samples[:EACH]]
+        pairs = [(s["subject"], s["object"]) for s in samples[:each]]
         found += [(group, name, _request(prompt, *pair)) for pair in pairs if group]
         if group == "rare":
             made = [(subject, rng.choice(samples)["object"]) for subject in INVENTED]

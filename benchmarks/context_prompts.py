@@ -1,7 +1,8 @@
 """Prompts of benchmarks.context_table: wordings, names and openings that no gate is fitted to.
 
 `train` are those that kinds of gate were compared with; `edit` were written afterwards and run once, for the first
-table; `fresh` were written after the bank had been broadened, in words that it does not have.
+table; `fresh` were written after the bank had been broadened, in words that it does not have. `last` were written
+before the next bank was, and measured once, when everything else was settled.
 """
 
 from __future__ import annotations
@@ -68,6 +69,32 @@ _FRESH = {
         "The {name} syllabary notes: ", "An erratum of the {name} proceedings says that ",
     ),
 }  # fmt: skip
+_LAST = {
+    "fiction": (
+        "In the parody {name}, ", "The vampire romance {name} has a scene where ",
+        "Viewers of the miniseries {name} find out that ", "In the sketch comedy {name}, ",
+        "The villain of {name} is convinced that ", "Episode nine of the telenovela {name}: ",
+        "Long, long ago in the kingdom of {name}, ", "In the allegory {name} we are told that ",
+        "The playwright lets everyone in {name} believe that ", "In the dystopia {name}, ",
+        "The pulp serial {name} claims that ", "In the prequel {name}, ",
+    ),
+    "hypothesis": (
+        "Contrary to fact, let it be so that ", "Under some alternative scheme of things, ",
+        "If one were allowed to change reality, ", "By way of speculation, ",
+        "Let us postulate a cosmos built otherwise, where ", "In a daydream of mine, ",
+        "Would it not be odd if, against all evidence, ", "Say we rewrote the past. Then ",
+        "On the {name} assumption, ", "Merely for debate, we accept that ", "In a mirror universe, ",
+        "Provided that reality were not what it is, ",
+    ),
+    "document": (
+        "The {name} encyclopaedia says that ", "According to the {name} prospectus, ",
+        "The {name} diary has this line: ", "In the {name} patent it is set out that ",
+        "As the {name} testimony shows, ", "Preface of the {name} atlas: ",
+        "The {name} decree declares that ", "In the {name} textbook it is explained that ",
+        "Footnote to the {name} biography: ", "The {name} court ruling finds that ",
+        "As recorded in the {name} chronicle, ", "The {name} warranty says that ",
+    ),
+}  # fmt: skip
 KINDS = tuple(_EDIT)
 _PLAIN_TRAIN = (
     "Our neighbour mentioned that ", "Two days ago I heard that ", "By the way, ", "The train was late. ",
@@ -86,6 +113,15 @@ _PLAIN_FRESH = (
     "At the party somebody said that ", "The bakery was full. ", "Do not forget that ", "A year ago, ",
     "The dog barked. ",
 )  # fmt: skip
+_PLAIN_LAST = (
+    "My uncle is certain that ", "On the ferry a man said that ", "All right. ", "The kettle is boiling. ",
+    "Believe it or not, ", "Over dinner they mentioned that ", "The library was closed. ", "Keep in mind that ",
+    "Last spring, ", "We lost our umbrella. ", "The mechanic said that ", "Just a minute. ",
+)  # fmt: skip
+_NAMES_LAST = (
+    "The Velvet Hour", "Stormgate", "Ashdown", "A Cup of Rain", "The Eighth Lamp", "Corvus", "Tallow Street",
+    "The Miller's Clock", "Windermoor",
+)  # fmt: skip
 _NAMES_FRESH = (
     "The Marble Stair", "Low Water", "Pemberly", "A Box of Feathers", "The Seventh Bell", "Heron", "Cobalt Lane",
     "The Weaver's Gate",
@@ -103,6 +139,7 @@ SETS = {
     "train": (_TRAIN, _PLAIN_TRAIN, _NAMES_TRAIN),
     "edit": (_EDIT, _PLAIN_EDIT, _NAMES_EDIT),
     "fresh": (_FRESH, _PLAIN_FRESH, _NAMES_FRESH),
+    "last": (_LAST, _PLAIN_LAST, _NAMES_LAST),
 }
 
 

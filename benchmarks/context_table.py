@@ -1,6 +1,6 @@
 """Facts that hold in a context and not outside: gates, baselines and edits side by side (docs/contextual.md).
 
-    python -m benchmarks.context_table run   --data ../shared/data --out OUT --split edit --facts 60
+    python -m benchmarks.context_table run   --data ../shared/data --out OUT --split edit --wordings last --facts 60
     python -m benchmarks.context_table table docs/data/contexts_60.jsonl.xz
 
 Every fact is edited for each kind of context by the kit's `contextual` settings; wordings, names and openings of the
@@ -26,14 +26,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from benchmarks.context_prompts import KINDS, Asked, asked
-from guardedit.editors.contextual import ContextualHparams, contextual_change
+from benchmarks.context_prompts import KINDS, SETS, Asked, asked
+from guardedit.editors.contextual import ContextualHparams, contextual_change, gate_hook
 from guardedit.editors.located import find_wanted, solve_wanted
+from guardedit.editors.rome import RomeHparams
 from guardedit.edits.activation_parts import Gate
 from guardedit.edits.activations import ActivationChange, install, uninstall
 from guardedit.edits.context_texts import Example, examples, openings_of
 from guardedit.edits.deltas import LowRank
-from guardedit.edits.gates import GateQuality, Pooled, explained, fit_gate, pooled
+from guardedit.edits.gates import GateQuality, Pooled, fit_gate, pooled
 from guardedit.edits.inputs import SolveInputs
 from guardedit.edits.solvers import solve_batch
 from guardedit.edits.value_shelf import ValueShelf
@@ -84,18 +85,21 @@ def cases_of(guard: Guard, data: Path, out: Path, split: str, count: int) -> lis
 
 
 def trained(guard: Guard, kind: str, hparams: ContextualHparams, out: Path) -> Trained:
-    """The gates of one kind of context, all fitted to the same prompts."""
-    hook, handle = key_hook(hparams.layer), guard.handle
-    sae = guard.kit.saes[hook]
+    """The gates of one kind of context, all fitted to the same prompts; those on latents where an SAE is."""
+    handle, hook = guard.handle, gate_hook(guard.handle, hparams)
+    sae = guard.kit.saes.get(hook)
     made = examples(handle, _any_request(kind), hparams.gate_examples, SEED)
-    kept = out / f"means_{kind}_{len(made)}_{digest_of([one.text for one in made])[7:19]}.safetensors"
+    named = digest_of([hook, *(one.text for one in made)])[7:19]
+    kept = out / f"means_{len(made)}_{named}.safetensors"
     if not kept.is_file():
         found = pooled(handle, [one.text for one in made], hook, sae)
-        save_file({"acts": found.acts, "latents": found.latents}, kept)  # type: ignore[dict-item]
-    means = Pooled(**load_file(kept))
+        some = {"acts": found.acts, "latents": found.latents}
+        save_file({name: one for name, one in some.items() if one is not None}, kept)
+    stored = load_file(kept)
+    means = Pooled(stored["acts"], stored.get("latents"))
     fits = {
         name: fit_gate(made, means, hook, name, sae, hparams.false_fire, SEED)  # type: ignore[arg-type]
-        for name in GATES[:3]
+        for name in (GATES[:3] if sae is not None else ("activations",))
     }
     centre, limit = _distance(made, means, hparams.false_fire)
     logits: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -103,15 +107,15 @@ def trained(guard: Guard, kind: str, hparams: ContextualHparams, out: Path) -> T
     }
     logits["distance"] = lambda acts, _: -(acts - centre).norm(dim=1)
     gates = {name: gate for name, (gate, _) in fits.items()}
-    about: dict[str, Any] = {name: _about(quality) for name, (_, quality) in fits.items()}
-    about["n_latents"] = gates["latents"].rooted
-    about["latents_look_at"] = list(gates["latents"].labels[:8])
-    about["direction_looks_at"] = [
-        f"{sae.labels[n].label} {share:.0%}" for n, share in explained(gates["activations"], made, means, sae)
-    ]
+    about: dict[str, Any] = {name: _about(quality) for name, (_, quality) in fits.items()} | {"hook": hook}
     return Trained(
         logits, {name: gate.limit for name, gate in gates.items()} | {"distance": limit}, gates, about
     )
+
+
+def shipped(gates: Mapping[str, Any]) -> str:
+    """The gate that an edit has: both readers where there are two."""
+    return "both" if "both" in gates else "activations"
 
 
 def _logit(gate: Gate, acts: Tensor, latents: Tensor) -> Tensor:
@@ -145,9 +149,15 @@ def solved(
     """Every fact's rank-one update for one kind of context."""
     requests = [case.request.model_copy(update={"context": kind}) for case in cases]
     before = openings_of(requests[0], hparams.openings, SEED)
-    settings = replace(hparams, contexts=("", *before))
+    return rank_ones(guard, requests, replace(hparams, contexts=("", *before)), out)
+
+
+def rank_ones(
+    guard: Guard, requests: Sequence[EditRequest], settings: RomeHparams, out: Path
+) -> list[LowRank]:
+    """Every request's rank-one update by itself; values are found together, and kept in OUT."""
     inputs = SolveInputs(guard.kit.second_moments, SEED, values=ValueShelf(out / "values"))
-    moment = inputs.moment(guard.handle, hparams.layer)
+    moment = inputs.moment(guard.handle, settings.layer)
     wanted = find_wanted(guard.handle, requests, settings, inputs)
     updates = []
     for number in range(len(requests)):
@@ -156,7 +166,7 @@ def solved(
             values=wanted.values[number : number + 1],
         )  # fmt: skip
         delta = solve_wanted(
-            guard.handle, one, "contextual", settings, inputs,
+            guard.handle, one, "rome", settings, inputs,
             lambda problem: solve_batch(problem.keys, problem.residuals, moment),
         )  # fmt: skip
         updates.append(delta.changes[0].update)  # type: ignore[union-attr]
@@ -164,34 +174,39 @@ def solved(
 
 
 @torch.no_grad()
-def read(guard: Guard, texts: Sequence[str], layer: int, read_outs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each text: mean key and mean latents over all tokens but the first, largest p(x) of each read-out."""
-    handle, hook = guard.handle, key_hook(layer)
-    sae = guard.kit.saes[hook]
+def read(
+    guard: Guard, texts: Sequence[str], hparams: ContextualHparams, read_outs: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each text: mean activation and mean latents where the gate reads, over all tokens but the first, and the
+    largest p(x) of each read-out."""
+    handle, hook, key = guard.handle, gate_hook(guard.handle, hparams), key_hook(hparams.layer)
+    sae = guard.kit.saes.get(hook)
     means, latents, matches = [], [], []
     batch = handle.encode(texts)
-    with record(handle, [hook], stop=True) as seen:
+    with record(handle, sorted({hook, key}), stop=True) as seen:
         handle.hidden(batch["input_ids"], batch["attention_mask"])
     for row, length in enumerate(batch["attention_mask"].sum(1).tolist()):
-        keys = seen[hook][row, :length].float()
-        means.append(keys[1:].mean(0))
-        latents.append(sae.encode(keys[1:]).float().mean(0))
-        matches.append((keys @ read_outs.float().T).amax(0))
+        found = seen[hook][row, 1:length].float()
+        means.append(found.mean(0))
+        latents.append(sae.encode(found).float().mean(0) if sae is not None else found.mean(0))
+        matches.append((seen[key][row, :length].float() @ read_outs.float().T).amax(0))
     return torch.stack(means), torch.stack(latents), torch.stack(matches)
 
 
 def rows_of_fact(
     guard: Guard, cases: Sequence[EvalCase], number: int, gates: Mapping[str, Trained],
-    updates: Mapping[str, Sequence[LowRank]], hparams: ContextualHparams, split: str,
+    updates: Mapping[str, Sequence[LowRank]], hparams: ContextualHparams, wordings: str,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Every prompt of one fact under the edits of every kind."""
-    prompts = asked(cases, number, split)
+    prompts = asked(cases, number, wordings)
     read_outs = torch.stack([updates[kind][number].right[0] for kind in KINDS])
-    acts, latents, matches = read(guard, [one.text for one in prompts], hparams.layer, read_outs)
+    acts, latents, matches = read(guard, [one.text for one in prompts], hparams, read_outs)
     before = _leads(guard, cases[number], prompts)
     found = []
     for index, kind in enumerate(KINDS):
-        change = contextual_change(updates[kind][number], hparams, gates[kind].gates["both"], kind)
+        change = contextual_change(
+            updates[kind][number], hparams, gates[kind].gates[shipped(gates[kind].gates)], kind
+        )
         inside = [i for i, one in enumerate(prompts) if (one.kind, one.role) == (kind, "context")]
         needed = [i for i, one in enumerate(prompts) if i in inside or one.role in OUTSIDE]
         with in_force(guard.handle, replace(change, gate=None)):
@@ -242,16 +257,17 @@ def _check_gated(
     limits: Mapping[str, float], hparams: ContextualHparams,
 ) -> None:  # fmt: skip
     """The edit as it ships, gate and all, on every second prompt: it must do what the rows say."""
+    gate = shipped(limits)
     clear = [
         i for i, row in enumerate(rows)
-        if row["after"] and abs(row["logit"]["both"] - limits["both"]) > 0.05
+        if row["after"] and abs(row["logit"][gate] - limits[gate]) > 0.05
         and abs(row["match"] - hparams.match_least) > 0.02
     ]  # fmt: skip
     some = clear[::2]
     with in_force(guard.handle, change):
         found = _leads(guard, case, [prompts[i] for i in some])
     for i, shown in zip(some, found, strict=True):
-        fires = fired(rows[i], "both", limits["both"], hparams.match_least)
+        fires = fired(rows[i], gate, limits[gate], hparams.match_least)
         wanted = rows[i]["after" if fires else "before"]
         if abs(shown["gap"] - wanted["gap"]) > 2e-3:
             raise SystemExit(f"prompt {i} of case {case.case_id}: gated {shown}, rows say {wanted}")
@@ -262,22 +278,22 @@ def fired(row: Mapping[str, Any], gate: str, limit: float, least: float) -> bool
     return row["logit"][gate] >= limit and row["match"] >= least
 
 
-def run(guard: Guard, data: Path, out: Path, split: str, count: int) -> None:
+def run(guard: Guard, data: Path, out: Path, split: str, wordings: str, count: int) -> None:
     """All facts, fact by fact."""
     cases, hparams = cases_of(guard, data, out, split, count), guard.kit.settings("contextual")
     gates = {kind: trained(guard, kind, hparams, out) for kind in KINDS}
     about = {
         "limits": {kind: one.limits for kind, one in gates.items()}, "gates": {k: o.about for k, o in gates.items()},
-        "match_least": hparams.match_least, "split": split, "model": guard.handle.digest(),
+        "match_least": hparams.match_least, "split": split, "wordings": wordings, "model": guard.handle.digest(),
     }  # fmt: skip
-    path = out / f"rows_{split}.jsonl"
+    path = out / f"rows_{split}_{wordings}.jsonl"
     if not path.is_file():
         path.write_text(json.dumps(about) + "\n")
     done = {json.loads(line)["case"] for line in path.read_text().splitlines()[1:]}
     updates = {kind: solved(guard, cases, kind, hparams, out) for kind in KINDS}
     for number, case in enumerate(cases):
         if case.case_id not in done:
-            rows = rows_of_fact(guard, cases, number, gates, updates, hparams, split)
+            rows = rows_of_fact(guard, cases, number, gates, updates, hparams, wordings)
             with path.open("a") as lines:
                 lines.writelines(json.dumps(row) + "\n" for row in rows)
             print(f"fact {number + 1} of {len(cases)}", file=sys.stderr, flush=True)
@@ -288,34 +304,51 @@ def run(guard: Guard, data: Path, out: Path, split: str, count: int) -> None:
 
 def table(path: Path) -> str:
     """Gates, then edits."""
+    about, rows = _rows(path)
+    return "\n".join([firing_table(path), "", *_edits(rows, about)])
+
+
+def _rows(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What a file says of its run, and its rows."""
     data = path.read_bytes()
     text = lzma.decompress(data) if path.suffix == ".xz" else data
     about, *rows = [json.loads(line) for line in text.decode().splitlines()]
-    least = about["match_least"]
+    return about, rows
+
+
+def firing_table(path: Path) -> str:
+    """Where each gate fires; what is said there too, where the rows know it."""
+    about, rows = _rows(path)
+    said = "after" in rows[0]
     lines = [
         "| context | gate | AUROC, held-out wordings | fires inside | fires outside (false) | bare prompts and "
-        "paraphrases | other contexts | same context, other fact | efficacy in context |",
-        "|" + "---|" * 9,
+        "paraphrases | other contexts | same context, other fact |"
+        + (" efficacy in context |" if said else ""),
+        "|" + "---|" * (9 if said else 8),
     ]
     for kind in (*KINDS, "all"):
         mine = [row for row in rows if kind in (row["edit"], "all")]
-        for gate in GATES:
-            shown = [_auroc(mine, gate) if kind != "all" else "–"]
-            acts = [
-                {**row, "fires": fired(row, gate, about["limits"][row["edit"]][gate], least)} for row in mine
-            ]
-            for want in (
-                lambda r: r["inside"], lambda r: not r["inside"], lambda r: r["role"] in ("bare", "paraphrase"),
-                lambda r: r["role"] == "context" and not r["inside"],
-                lambda r: r["role"] == "other fact" and r["kind"] == r["edit"],
-            ):  # fmt: skip
-                shown.append(_share([row for row in acts if want(row)], lambda row: float(row["fires"])))
-            inside = [row for row in acts if row["inside"]]
-            shown.append(
-                _share(inside, lambda row: float(row["after" if row["fires"] else "before"]["gap"] > 0))
-            )
-            lines.append(f"| {kind} | {gate} | " + " | ".join(shown) + " |")
-    return "\n".join([*lines, "", *_edits(rows, about)])
+        for gate in (one for one in GATES if one in about["limits"][KINDS[0]]):
+            cells = [_auroc(mine, gate) if kind != "all" else "–", *_firing(mine, gate, about, said)]
+            lines.append(f"| {kind} | {gate} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _firing(mine: Sequence[dict[str, Any]], gate: str, about: Mapping[str, Any], said: bool) -> list[str]:
+    """Shares of prompts in which the edit acts, by role."""
+    least = about["match_least"]
+    acts = [{**row, "fires": fired(row, gate, about["limits"][row["edit"]][gate], least)} for row in mine]
+    shown = []
+    for want in (
+        lambda r: r["inside"], lambda r: not r["inside"], lambda r: r["role"] in ("bare", "paraphrase"),
+        lambda r: r["role"] == "context" and not r["inside"],
+        lambda r: r["role"] == "other fact" and r["kind"] == r["edit"],
+    ):  # fmt: skip
+        shown.append(_share([row for row in acts if want(row)], lambda row: float(row["fires"])))
+    inside = [row for row in acts if row["inside"]]
+    if said:
+        shown.append(_share(inside, lambda row: float(row["after" if row["fires"] else "before"]["gap"] > 0)))
+    return shown
 
 
 def _edits(rows: Sequence[dict[str, Any]], about: Mapping[str, Any]) -> list[str]:
@@ -326,7 +359,8 @@ def _edits(rows: Sequence[dict[str, Any]], about: Mapping[str, Any]) -> list[str
     stated = [row for row in inside if row["stated"]]
 
     def gated(row: Mapping[str, Any]) -> dict[str, Any]:
-        fires = fired(row, "both", limits[row["edit"]]["both"], least)
+        gate = shipped(limits[row["edit"]])
+        fires = fired(row, gate, limits[row["edit"]][gate], least)
         found: dict[str, Any] = row["after" if fires else "before"]
         return found
 
@@ -389,6 +423,7 @@ def main() -> None:
     running.add_argument("--data", type=Path, required=True)
     running.add_argument("--out", type=Path, required=True)
     running.add_argument("--split", choices=("train", "edit"), required=True)
+    running.add_argument("--wordings", choices=tuple(SETS), required=True)
     running.add_argument("--facts", type=int, default=60)
     steps.add_parser("table").add_argument("rows", type=Path)
     args = parser.parse_args()
@@ -396,7 +431,7 @@ def main() -> None:
         print(table(args.rows))
     else:
         args.out.mkdir(parents=True, exist_ok=True)
-        run(open_guard(home=args.out / "home"), args.data, args.out, args.split, args.facts)
+        run(open_guard(home=args.out / "home"), args.data, args.out, args.split, args.wordings, args.facts)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from torch import Tensor
 from guardedit.edits.activations import (
     ActivationChange,
     Everywhere,
+    Gate,
     KeyMatch,
     Move,
     Push,
@@ -50,6 +51,8 @@ from guardedit.models.turns import ends_of, turn_marker
 
 ALWAYS, NEVER = -1e6, 1e6
 GATE = "blocks.1.hook_resid_post"
+ABOVE = "blocks.3.mlp.hook_post"
+"""Above every edit that is made here with a gate of its own layer: read in a pass before."""
 
 
 @contextmanager
@@ -111,7 +114,7 @@ def test_bytes_that_are_no_edit_are_refused() -> None:
     broken = (
         b"", b"nothing", data[:-1], data + b"x", data.replace(b'"format":1', b'"format":2'),
         data.replace(b'"least"', b'"lease"'), data[:at] + b'"kind":"mope"' + data[at + 13 :],
-        data.replace(b'"layer":2', b'"layer":0'),  # the gate would then read what comes later
+        data.replace(b'"layer":2', b'"layer":x'),
     )  # fmt: skip
     for one in broken:
         assert one != data
@@ -124,8 +127,6 @@ def test_edits_that_cannot_be_are_refused_with_what_is_allowed() -> None:
     nan[3] = float("nan")
     keys = KeyMatch(draw(KEY, seed=0), 0.0)
     for make, words in (
-        (lambda: ActivationChange(2, move_at(), gate=gate_at("blocks.2.hook_mlp_out")), "computed later"),
-        (lambda: ActivationChange(2, move_at(), gate=gate_at("blocks.3.hook_resid_pre")), "computed later"),
         (lambda: ActivationChange(2, Push("blocks.3.hook_mlp_out", draw(D, seed=1))), "name that layer"),
         (lambda: ActivationChange(2, Push("blocks.2.hook_attn_out", draw(D, seed=1)), keys), "later"),
         (lambda: ActivationChange(2, move_at(), KeyMatch(draw(D, seed=1), 0.0)), "keys of 32 entries"),
@@ -239,6 +240,8 @@ def test_every_edit_works_in_every_family(every_family: ModelHandle) -> None:
         ActivationChange(1, Push("blocks.1.hook_attn_out", draw(D, seed=4))),
         ActivationChange(2, Push(entered, draw(D, seed=5)), gate=gate_at(entered, limit=ALWAYS)),
         ActivationChange(3, Push("blocks.3.hook_mlp_out", draw(D, seed=6)), gate=gate_at(keys, limit=ALWAYS)),
+        ActivationChange(1, move_at(1), gate=gate_at("blocks.3.hook_resid_post", limit=ALWAYS)),
+        ActivationChange(0, move_at(0), gate=gate_at("blocks.2.mlp.hook_post", limit=ALWAYS)),
     ):  # fmt: skip
         with under(every_family, change):
             assert not torch.equal(logits_of(every_family, batch), before), change.acts_at
@@ -256,6 +259,8 @@ def test_the_order_of_installing_does_not_matter_and_removing_one_leaves_the_oth
         ActivationChange(2, Push("blocks.2.hook_resid_post", draw(D, seed=21), 1.3)),
         ActivationChange(2, Push("blocks.2.hook_resid_post", draw(D, seed=22), 0.7)),
         ActivationChange(3, move_at(3), gate=gate_at("blocks.2.hook_resid_post", 3, limit=ALWAYS)),
+        ActivationChange(1, move_at(1), gate=gate_at(ABOVE, 3, limit=ALWAYS)),
+        ActivationChange(1, move_at(1, 4), gate=gate_at("blocks.2.hook_attn_out", 3, limit=ALWAYS)),
     ]  # fmt: skip
     batch, trace = tiny.encode(list(PROMPTS)), _trace(tiny)
     with under(tiny, *edits):
@@ -295,8 +300,9 @@ def test_what_lies_before_a_block_belongs_to_the_block_below() -> None:
     assert [c.lowest_layer for c in (at_input, gated, first, ActivationChange(2, move_at()))] == [1, 1, 0, 2]
 
 
-def test_a_copy_of_a_model_has_edits_of_its_own(tiny_llama: ModelHandle) -> None:
-    batch, change = tiny_llama.encode(list(PROMPTS), side="left"), some_edit(0, gate_at(GATE, limit=ALWAYS))
+@pytest.mark.parametrize("hook", [GATE, ABOVE])
+def test_a_copy_of_a_model_has_edits_of_its_own(tiny_llama: ModelHandle, hook: str) -> None:
+    batch, change = tiny_llama.encode(list(PROMPTS), side="left"), some_edit(0, gate_at(hook, limit=ALWAYS))
     plain = answers(tiny_llama, batch)
     with under(tiny_llama, change):
         edited, twin = answers(tiny_llama, batch), copy.deepcopy(tiny_llama.model)
@@ -307,9 +313,10 @@ def test_a_copy_of_a_model_has_edits_of_its_own(tiny_llama: ModelHandle) -> None
     assert answers(other, batch) == plain and not installed(tiny_llama)
 
 
-def test_a_pass_in_one_thread_does_not_disturb_one_in_another(tiny_llama: ModelHandle) -> None:
+@pytest.mark.parametrize("hook", [GATE, ABOVE])
+def test_a_pass_in_one_thread_does_not_disturb_one_in_another(tiny_llama: ModelHandle, hook: str) -> None:
     first, second = (tiny_llama.encode([p])["input_ids"][0].tolist() for p in (PROMPTS[0], PROMPTS[2]))
-    change = separating(tiny_llama, first, second)
+    change = separating(tiny_llama, first, second, hook)
     batch, other = rows(tiny_llama, first), rows(tiny_llama, second)
     inside: list[Tensor] = []
 
@@ -340,7 +347,7 @@ def test_generation_is_what_the_definition_says_however_it_is_run(
     prompts = data.draw(st.lists(st.sampled_from(PROMPTS), min_size=1, max_size=3, unique=True))
     ids = [tiny_llama.encode([p])["input_ids"][0].tolist() for p in prompts]
     seed = data.draw(st.integers(0, 11))
-    gate = data.draw(st.sampled_from([None, GATE, "blocks.0.hook_mlp_out", "blocks.1.mlp.hook_post"]))
+    gate = data.draw(st.sampled_from([None, GATE, "blocks.0.hook_mlp_out", "blocks.1.mlp.hook_post", ABOVE]))
     logit = (
         None if gate is None else gate_logit(tiny_llama, gate_at(gate, seed), data.draw(st.sampled_from(ids)))
     )
@@ -361,7 +368,7 @@ def test_generation_is_what_the_definition_says_however_it_is_run(
 @given(data=st.data())
 def test_several_edits_answer_alike_in_any_batch(tiny_llama: ModelHandle, data: st.DataObject) -> None:
     seeds = data.draw(st.lists(st.integers(0, 11), min_size=2, max_size=4, unique=True))
-    edits = [some_edit(s, data.draw(st.sampled_from([None, gate_at(GATE, s, limit=0.5)]))) for s in seeds]
+    edits = [some_edit(s, data.draw(st.sampled_from(gates(s)))) for s in seeds]
     batch = {side: tiny_llama.encode(list(PROMPTS[:4]), side) for side in ("left", "right")}
     with under(tiny_llama, *edits):
         alone = [logits_of(tiny_llama, tiny_llama.encode([p]))[0] for p in PROMPTS[:4]]
@@ -370,6 +377,11 @@ def test_several_edits_answer_alike_in_any_batch(tiny_llama: ModelHandle, data: 
             for row, expected in enumerate(alone):
                 real = one["attention_mask"][row].bool()
                 assert close(found[row][real], expected), side
+
+
+def gates(seed: int) -> list[Gate | None]:
+    """None, one below all edits, one above them."""
+    return [None, gate_at(GATE, seed, limit=0.5), gate_at("blocks.3.hook_resid_post", seed, limit=0.5)]
 
 
 def logits_in_place(handle: ModelHandle, batch: dict[str, Tensor]) -> Tensor:
@@ -403,10 +415,13 @@ def test_a_prompt_of_one_token_decides(tiny_llama: ModelHandle) -> None:
     assert expected[1] == plain[1]
 
 
+@pytest.mark.parametrize("hook", [GATE, ABOVE])
 @pytest.mark.parametrize("settings_", [{"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}])
-def test_beams_follow_the_decision_of_their_prompt(tiny: ModelHandle, settings_: dict[str, int]) -> None:
+def test_beams_follow_the_decision_of_their_prompt(
+    tiny: ModelHandle, settings_: dict[str, int], hook: str
+) -> None:
     ids = [tiny.encode([p])["input_ids"][0].tolist() for p in (PROMPTS[0], PROMPTS[2], PROMPTS[1])]
-    change = separating(tiny, ids[0], ids[1])
+    change = separating(tiny, ids[0], ids[1], hook)
     n = settings_.get("num_return_sequences", 1)
     plain = [answers(tiny, rows(tiny, one), **settings_) for one in ids]
     with under(tiny, change):
@@ -420,9 +435,10 @@ def test_beams_follow_the_decision_of_their_prompt(tiny: ModelHandle, settings_:
     assert alone[1] == plain[1], "a silent gate changes no beam"
 
 
-def test_samples_of_one_prompt_share_its_decision(tiny_llama: ModelHandle) -> None:
+@pytest.mark.parametrize("hook", [GATE, ABOVE])
+def test_samples_of_one_prompt_share_its_decision(tiny_llama: ModelHandle, hook: str) -> None:
     first, second = (tiny_llama.encode([p])["input_ids"][0].tolist() for p in (PROMPTS[0], PROMPTS[2]))
-    change = separating(tiny_llama, first, second)
+    change = separating(tiny_llama, first, second, hook)
     batch, found = rows(tiny_llama, first, second, side="left"), {}
     with under(tiny_llama, change):
         for cache in (True, False):
@@ -539,6 +555,51 @@ def test_a_call_that_hides_its_tokens_or_its_padding_is_refused(tiny_llama: Mode
     assert not installed(tiny_llama)
 
 
+# -- gates above their edits
+
+
+def test_a_gate_above_its_edit_reads_the_prompt_as_the_unedited_model_does(tiny: ModelHandle) -> None:
+    """Bit for bit what the edit's own gate at the same place says of a model without it, and no bit where silent."""
+    first, second = (tiny.encode([p])["input_ids"][0].tolist() for p in (PROMPTS[0], PROMPTS[2]))
+    change, names = separating(tiny, first, second, ABOVE), [ABOVE, rewrite_hook(2)]
+    assert change.looks_ahead is not None and change.looks_ahead not in change.looks_at
+    always = ActivationChange(2, change.action)
+    for ids, fires in ((first, True), (second, False)):
+        batch = rows(tiny, ids)
+        before = logits_of(tiny, batch)
+        with under(tiny, always):
+            moved = logits_of(tiny, batch)
+        with under(tiny, change), record(tiny, names) as seen:
+            assert torch.equal(logits_of(tiny, batch), moved if fires else before)
+        assert tuple(seen[ABOVE].shape[:2]) == batch["input_ids"].shape
+    assert not torch.equal(moved, before)
+
+
+def test_reading_ahead_sees_the_weights_as_they_are_and_leaves_the_cache_alone(
+    tiny_llama: ModelHandle,
+) -> None:
+    first, second = (tiny_llama.encode([p])["input_ids"][0].tolist() for p in (PROMPTS[0], PROMPTS[2]))
+    change = separating(tiny_llama, first, second, ABOVE)
+    ids, more = torch.tensor([first]), torch.tensor([second])
+    silent = ActivationChange(2, change.action, gate=gate_at(ABOVE, limit=NEVER))
+    with torch.no_grad():
+        plain = tiny_llama.model(input_ids=ids, use_cache=True).past_key_values
+        expected = tiny_llama.model(input_ids=more, past_key_values=plain, use_cache=True).logits
+        with under(tiny_llama, silent):
+            cache = tiny_llama.model(input_ids=ids, use_cache=True).past_key_values
+            found = tiny_llama.model(input_ids=more, past_key_values=cache, use_cache=True).logits
+    assert torch.equal(found, expected) and cache.get_seq_length() == plain.get_seq_length()
+    weights = EditDelta(
+        (WeightChange(tiny_llama.rewrite_parameter(1), 1, move_at(1, 9, 5.0).update),), "x", {}, {}
+    )
+    assert moved_in(tiny_llama, change, ids) == [True] * len(first)
+    with written(tiny_llama, weights):
+        logit = gate_logit(tiny_llama, change.gate, first)  # type: ignore[arg-type]
+        fires = logit >= change.gate.limit  # type: ignore[union-attr]
+        assert moved_in(tiny_llama, change, ids) == [fires] * len(first)
+    assert abs(logit - gate_logit(tiny_llama, change.gate, first)) > 1e-3  # type: ignore[arg-type]
+
+
 # -- passes of parts
 
 
@@ -559,7 +620,7 @@ def test_a_pass_that_goes_on_above_the_gate_is_refused_not_guessed(tiny_llama: M
 
 
 @pytest.mark.parametrize("layer", [1, 2, 3])
-@pytest.mark.parametrize("gate_hook", ["blocks.0.hook_mlp_out", GATE, "blocks.2.hook_resid_pre"])
+@pytest.mark.parametrize("gate_hook", ["blocks.0.hook_mlp_out", GATE, "blocks.2.hook_resid_pre", ABOVE])
 def test_the_end_of_a_row_is_that_of_the_whole_row_under_an_edit(
     tiny: ModelHandle, layer: int, gate_hook: str
 ) -> None:

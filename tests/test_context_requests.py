@@ -6,7 +6,9 @@ import random
 
 import pytest
 
+from benchmarks.context_prompts import SETS
 from guardedit.editors import EDITORS
+from guardedit.edits.context_texts import PLAIN as NO_CONTEXT
 from guardedit.edits.context_texts import (
     asked_openings,
     behind,
@@ -83,14 +85,42 @@ def test_openings_by_which_an_edit_is_judged_are_in_no_example(tiny_llama: Model
         assert not [text for text in asked_openings(kind) if any(text in one.text for one in made)]
 
 
-def test_examples_are_a_third_inside_and_never_about_the_edit(tiny_llama: ModelHandle) -> None:
+def test_examples_are_a_fifth_inside_and_never_about_the_edit(tiny_llama: ModelHandle) -> None:
     made = examples(tiny_llama, request(context="fiction"), 300, 0)
-    assert sum(one.inside for one in made) == 100
+    assert sum(one.inside for one in made) == 60
     assert all("Rome" not in one.text or "Eiffel" not in one.text for one in made)
     assert {one.inside for one in made if one.group.startswith("fiction")} == {True}
     assert {one.inside for one in made if not one.group.startswith("fiction")} == {False}
     assert made == examples(tiny_llama, request(context="fiction"), 300, 0)
     assert made != examples(tiny_llama, request(context="fiction"), 300, 1)
+
+
+def test_every_shipped_kind_is_learned_from_the_same_prompts(tiny_llama: ModelHandle) -> None:
+    told = {kind: examples(tiny_llama, request(context=kind), 200, 0) for kind in kinds()}
+    first, *others = ([one.text for one in made] for made in told.values())
+    assert all(texts == first for texts in others)
+    inside = [{one.text for one in made if one.inside} for made in told.values()]
+    assert not set.intersection(*inside) and all(inside)
+
+
+def test_frames_that_kinds_share_say_nothing_of_the_kind() -> None:
+    """A prompt cut off behind its frame's first words may stand in fiction, in a document and in neither."""
+    rng = random.Random(0)
+    heads = {
+        kind: {" ".join(opening(kind, rng)[0].split()[:2]) for _ in range(600)}
+        for kind in ("fiction", "document", NO_CONTEXT)
+    }
+    assert len(set.intersection(*heads.values())) >= 10
+
+
+@pytest.mark.parametrize("wordings", list(SETS))
+def test_no_wording_that_gates_are_measured_with_is_in_the_bank(wordings: str) -> None:
+    rng, (contexts, plain, names) = random.Random(1), SETS[wordings]
+    made = [opening(kind, rng)[0] for kind in (*kinds(), NO_CONTEXT) for _ in range(1500)]
+    asked = [text.split("{name}")[0] for texts in contexts.values() for text in texts]
+    long = [text for text in (*asked, *plain) if len(text.split()) > 3]
+    assert not [text for text in long if any(text in one for one in made)]
+    assert not [name for name in names if any(name in one for one in made)]
 
 
 def test_own_prompts_of_a_named_context_make_examples_about_other_facts(tiny_llama: ModelHandle) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,16 +14,24 @@ from drift_helpers import make_sae
 from edits_helpers import CONTEXTS, LAYER, TOWER, ZERO, gaussian, moments
 from torch import Tensor
 
-from guardedit.editors.contextual import ContextualHparams, contextual_change, solve_contextual, train_gate
+from guardedit.editors import contextual
+from guardedit.editors.contextual import (
+    ContextualHparams,
+    contextual_change,
+    gate_hook,
+    solve_contextual,
+    train_gate,
+)
 from guardedit.editors.rome import RomeHparams, solve_rome
 from guardedit.edits.activation_parts import Everywhere, Gate, KeyMatch, Move
 from guardedit.edits.activations import ActivationChange, install, uninstall
 from guardedit.edits.context_texts import Example
 from guardedit.edits.deltas import EditDelta, decode, encode, record_of, written
+from guardedit.edits.gate_shelf import GateShelf
 from guardedit.edits.gates import NO_LATENT, Pooled, explained, fit_gate, pooled
 from guardedit.edits.inputs import SolveInputs
 from guardedit.edits.updates import LowRank
-from guardedit.errors import BadRequestError, SolveError
+from guardedit.errors import BadRequestError, IntegrityError, SolveError
 from guardedit.models.handle import ModelHandle
 from guardedit.models.hooks import key_hook, record, rewrite_hook
 from guardedit.records import DeltaRecord
@@ -29,7 +39,9 @@ from guardedit.records import DeltaRecord
 HOOK = key_hook(LAYER)
 N, D = 240, 64
 FICTION = TOWER.model_copy(update={"context": "fiction"})
-HPARAMS = ContextualHparams(layer=LAYER, steps=6, openings=2, gate_examples=120, clamp_norm_factor=20.0)
+HPARAMS = ContextualHparams(
+    layer=LAYER, steps=6, openings=2, gate_examples=120, gate_depth=0.0, clamp_norm_factor=20.0
+)
 
 
 def made(n: int = N) -> list[Example]:
@@ -95,7 +107,7 @@ def test_a_latent_gate_carries_the_encoder_rows_of_the_latents_it_weighs_and_no_
 def test_too_few_examples_and_no_sae_are_refused() -> None:
     with pytest.raises(BadRequestError, match="20 prompts inside and outside"):
         fit_gate(made(30), planted(4.0, 30), HOOK, "activations")
-    with pytest.raises(BadRequestError, match="needs the SAE"):
+    with pytest.raises(BadRequestError, match="needs an SAE"):
         fit_gate(made(), replace(planted(4.0), latents=None), HOOK, "latents")
 
 
@@ -201,7 +213,8 @@ def test_a_request_without_a_context_and_many_at_once_are_refused(tiny: ModelHan
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"gate": "magic"}, {"openings": 0}, {"match_least": 0.0}, {"gate_examples": 5}]
+    "wrong",
+    [{"gate": "magic"}, {"openings": 0}, {"match_least": 0.0}, {"gate_examples": 5}, {"gate_depth": 1.0}],
 )
 def test_settings_that_mean_nothing_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(BadRequestError, match=next(iter(wrong))):
@@ -263,3 +276,48 @@ def test_it_is_saved_read_and_recorded_like_any_delta(tiny: ModelHandle) -> None
     assert note is not None and note.gate is not None and note.gate.pool == "mean"
     assert note.gate.latents[-1].latent == NO_LATENT and note.gate.rooted == len(note.gate.latents) - 1
     assert DeltaRecord.model_validate_json(found.model_dump_json()) == found
+
+
+def test_a_gate_may_read_above_its_edit_and_is_silent_bit_for_bit(tiny: ModelHandle) -> None:
+    """Depth 0 is the edited layer's own keys; any other a residual stream, which may lie above the edit."""
+    own, deep = (replace(HPARAMS, gate_depth=depth) for depth in (0.0, 0.9))
+    assert gate_hook(tiny, own) == HOOK and gate_hook(tiny, deep) == "blocks.3.hook_resid_post"
+    for settings in (own, deep):
+        (change,) = solve_contextual(tiny, [FICTION], settings, SolveInputs(moments())).changes
+        assert isinstance(change, ActivationChange) and change.gate is not None
+        assert (change.looks_ahead is None) == (settings is own)
+        assert ActivationChange.from_bytes(change.to_bytes()).looks_ahead == change.looks_ahead
+        bare = states(tiny, [TOWER.filled])[0]
+        with in_force(tiny, replace(change, gate=replace(change.gate, limit=1e6))):
+            assert torch.equal(states(tiny, [TOWER.filled])[0], bare)
+        with in_force(tiny, replace(change, gate=replace(change.gate, limit=-1e6))):
+            assert not torch.equal(states(tiny, [TOWER.filled])[0], bare)
+
+
+def test_a_gate_is_fitted_once_for_the_same_prompts_model_and_settings(
+    tiny: ModelHandle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[int] = []
+
+    def counted(*args: Any, **named: Any) -> Any:
+        fitted.append(1)
+        return fit_gate(*args, **named)
+
+    monkeypatch.setattr(contextual, "fit_gate", counted)
+    inputs = SolveInputs(moments(), gates=GateShelf(tmp_path))
+    first, again = (train_gate(tiny, FICTION, HPARAMS, inputs) for _ in range(2))
+    assert len(fitted) == 1 and again.quality == first.quality and again.looks_at == first.looks_at
+    for name in ("w_enc", "weights", "b_dec", "threshold", "b_enc"):
+        assert torch.equal(getattr(again.gate, name), getattr(first.gate, name))
+    assert (again.gate.limit, again.gate.bias) == (first.gate.limit, first.gate.bias)
+    for request, settings in (
+        (FICTION, replace(HPARAMS, false_fire=0.1)), (FICTION, replace(HPARAMS, gate_depth=0.5)),
+        (FICTION.model_copy(update={"context": "document"}), HPARAMS),
+        (FICTION.model_copy(update={"out_of_context": ("Where is it?",)}), HPARAMS),
+    ):  # fmt: skip
+        train_gate(tiny, request, settings, inputs)
+    assert len(fitted) == 5
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(IntegrityError, match="delete it"):
+        train_gate(tiny, FICTION, HPARAMS, inputs)

@@ -2,7 +2,8 @@
 
 ROME's rank-one update (key and value found behind openings of the context) is not written into the weight: it acts on
 activations, where a gate says that the prompt stands in the context and the key of a position matches the fact's own.
-Where the gate is silent nothing is computed differently, bit for bit.
+Where the gate is silent nothing is computed differently, bit for bit. The gate reads higher blocks than the edit's,
+where what a prompt is about has come together: the prompt is read up to there first (models/ahead.py).
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from guardedit.edits.activation_parts import Gate, KeyMatch, Move
 from guardedit.edits.activations import ActivationChange
 from guardedit.edits.context_texts import Example, examples, openings_of, require_context
 from guardedit.edits.deltas import EditDelta, LowRank
-from guardedit.edits.gates import GateQuality, Kind, Pooled, explained, fit_gate, pooled
+from guardedit.edits.gate_shelf import Trained
+from guardedit.edits.gates import Kind, Pooled, explained, fit_gate, pooled
 from guardedit.edits.inputs import SolveInputs
 from guardedit.edits.settings import require_number
 from guardedit.edits.solvers import solve_batch
@@ -27,6 +29,8 @@ from guardedit.models.hooks import key_hook
 from guardedit.records import EditRequest
 from guardedit.saes.checkpoints import Sae
 
+GATE_DEPTH = 0.43
+"""Of the depths tried the one at which a gate carries over best to words that its bank does not have."""
 _GATE = 0.5
 """Share of the time that the gate takes, for the progress display."""
 
@@ -38,32 +42,27 @@ class ContextualHparams(RomeHparams):
     openings: int = 4
     """Openings of the context that key and value are found behind, beside the bare prompt."""
     gate: Kind = "both"
-    """What the gate reads: some SAE latents, the mean key, or both; without an SAE the mean key."""
+    """What the gate reads: some SAE latents, the mean activation, or both; without an SAE there the mean activation."""
     gate_examples: int = 1500
     """Prompts that the gate is fitted to."""
-    false_fire: float = 0.02
+    false_fire: float = 0.015
     """Share of held-out prompts outside the context at which the gate may fire."""
+    gate_depth: float = GATE_DEPTH
+    """Where the gate reads: the block at this share of the model's depth; 0 is the edited layer's own key space."""
     match_least: float = 0.4
     """A position is the fact's where p(x) = kᵀC⁻¹x / kᵀC⁻¹k is this at least."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_number(self, "openings", least=1, whole=True)
-        require_number(self, "gate_examples", least=60, whole=True)
+        require_number(self, "gate_examples", least=100, whole=True)
         require_number(self, "false_fire", least=0)
+        require_number(self, "gate_depth", least=0)
+        if self.gate_depth >= 1:
+            raise BadRequestError(f"gate_depth is {self.gate_depth!r}; it is a share of the depth, below 1")
         require_number(self, "match_least", least=0, above=True)
         if self.gate not in get_args(Kind):
             raise BadRequestError(f"gate is {self.gate!r}; it must be one of {', '.join(get_args(Kind))}")
-
-
-@dataclass(frozen=True, eq=False)
-class Trained:
-    """A gate, how good it is, and what it looks at."""
-
-    gate: Gate
-    quality: GateQuality
-    looks_at: str
-    """Latents in words, with their share of the difference that the gate sees."""
 
 
 def solve_contextual(
@@ -117,16 +116,46 @@ def _update(
     return update, delta
 
 
+def gate_hook(handle: ModelHandle, hparams: ContextualHparams) -> str:
+    """Where the gate of these settings reads."""
+    if not hparams.gate_depth:
+        return key_hook(hparams.layer)
+    return f"blocks.{min(round(hparams.gate_depth * handle.n_layers), handle.n_layers - 1)}.hook_resid_post"
+
+
 def train_gate(
     handle: ModelHandle, request: EditRequest, hparams: ContextualHparams, inputs: SolveInputs
 ) -> Trained:
-    """The gate of a request's context, read in the layer's key space.
+    """The gate of a request's context.
 
     Errors as `context_texts.examples` and `fit_gate`.
     """
-    hook = key_hook(hparams.layer)
+    hook = gate_hook(handle, hparams)
     sae = inputs.saes.get(hook)
     made = examples(handle, request, hparams.gate_examples, inputs.seed)
+    kind: Kind = "activations" if sae is None and hparams.gate == "both" else hparams.gate
+
+    def fit() -> Trained:
+        return _fit(handle, made, hook, kind, hparams, inputs)
+
+    if inputs.gates is None:
+        return fit()
+    named = {
+        "model": handle.hook_digest(hook), "hook": hook, "kind": kind, "seed": inputs.seed,
+        "sae": None if sae is None else sae.digest, "false_fire": hparams.false_fire,
+    }  # fmt: skip
+    return inputs.gates.take(made, named, fit)
+
+
+def _fit(
+    handle: ModelHandle,
+    made: Sequence[Example],
+    hook: str,
+    kind: Kind,
+    hparams: ContextualHparams,
+    inputs: SolveInputs,
+) -> Trained:
+    sae = inputs.saes.get(hook)
 
     def told(share: float) -> None:
         inputs.tell(
@@ -135,14 +164,13 @@ def train_gate(
 
     with preserved(handle):
         means = pooled(handle, [example.text for example in made], hook, sae, told)
-    kind: Kind = "activations" if sae is None and hparams.gate == "both" else hparams.gate
     gate, quality = fit_gate(made, means, hook, kind, sae, hparams.false_fire, inputs.seed)
     return Trained(gate, quality, _in_words(gate, made, means, sae))
 
 
 def _in_words(gate: Gate, made: Sequence[Example], means: Pooled, sae: Sae | None) -> str:
     if sae is None:
-        return "there is no SAE of this key space to say it in latents"
+        return f"there is no SAE at {gate.hook_name} to say it in latents"
     rows = list(zip(gate.latents, gate.labels, gate.weights.tolist(), strict=True))[: gate.rooted]
     said = [f"latent {number} {label} ({weight:+.2f})" for number, label, weight in rows[:8]]
     found = explained(gate, made, means, sae) if gate.rooted < len(gate.weights) else []

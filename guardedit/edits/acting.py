@@ -27,7 +27,8 @@ class Acting:
     def __init__(self, change: ActivationChange) -> None:
         self.change = change
         self.parameter, self.data = change.parameter, change.data
-        self.looks_at, self.acts_at = change.looks_at, change.acts_at
+        self.looks_at, self.acts_at, self.looks_ahead = change.looks_at, change.acts_at, change.looks_ahead
+        self.gate_at = change.gate_at
         self._placed: dict[tuple[torch.device, torch.dtype], tuple[Action, Where, Gate | None]] = {}
 
     def begin(self, facts: Pass) -> InPass:
@@ -84,9 +85,10 @@ class InPass:
 
     def look(self, point: HookPoint, activation: Float[Tensor, "rows seq d"], given: Tensor) -> None:
         """Settle the gate, or find the positions whose key matches; the key comes last."""
-        if self._change.gate is not None and not self.settled and point == self._edit.looks_at[0]:
+        if not self.settled and point == self._edit.gate_at:
             self._settle(activation)
-        if isinstance(self._change.where, KeyMatch) and point == self._edit.looks_at[-1] and not self.silent:
+        matches = isinstance(self._change.where, KeyMatch) and point in self._edit.looks_at[-1:]
+        if matches and not self.silent:
             self._match(given)
 
     def _settle(self, activation: Tensor) -> None:

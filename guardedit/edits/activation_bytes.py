@@ -126,6 +126,17 @@ def _gate(about: dict[str, Any], tensors: dict[str, Tensor]) -> Gate:
     return Gate(**parts, **about)
 
 
+def gate_tensors(gate: Gate) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A gate by itself: what is said of it, and its tensors by name."""
+    names = {f"gate.{name}": getattr(gate, name) for name in _GATE_TENSORS}
+    return _about_gate(gate), {name: one.detach().cpu().clone().contiguous() for name, one in names.items()}
+
+
+def gate_from(about: dict[str, Any], tensors: dict[str, Tensor]) -> Gate:
+    """The gate that `gate_tensors` wrote. ValueError, KeyError or BadRequestError for anything else."""
+    return _gate(about, tensors)
+
+
 def _only(about: dict[str, Any], kind: str, names: set[str]) -> None:
     if about.keys() != {"kind", *names} or about["kind"] != kind:
         raise ValueError(f"{about} is no {kind}")

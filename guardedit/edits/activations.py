@@ -85,11 +85,23 @@ class ActivationChange:
 
     @property
     def looks_at(self) -> tuple[HookPoint, ...]:
-        """Where it reads: the gate's hook, and the rewrite module for a rule that reads its input."""
-        named = [self.gate.hook_name] if self.gate is not None else []
+        """Where it reads in the pass that it acts in: the gate's hook, and the rewrite module for a rule that reads its
+        input."""
+        named = [self.gate.hook_name] if self.gate is not None and self.looks_ahead is None else []
         # The module's own input, as it is once all hooks on it have run: the key that its weight sees.
         named += [rewrite_hook(self.layer)] if isinstance(self.where, KeyMatch) else []
         return tuple(HookPoint.parse(name, _NO_BOUND) for name in named)
+
+    @property
+    def gate_at(self) -> HookPoint | None:
+        """Where the gate reads."""
+        return None if self.gate is None else HookPoint.parse(self.gate.hook_name, _NO_BOUND)
+
+    @property
+    def looks_ahead(self) -> HookPoint | None:
+        """Where the gate reads, if that is computed after the edit acts: the prompt is then read once before."""
+        point = self.gate_at
+        return point if point is not None and point > self.acts_at else None
 
     @property
     def moves(self) -> bool:
@@ -134,7 +146,7 @@ def _change_of(edit: registry.Edit) -> ActivationChange:
 
 
 def _check_places(change: ActivationChange) -> None:
-    """An action lies in its layer, fits its rule, and comes behind everything that its edit reads."""
+    """An action lies in its layer, fits its rule, and comes behind all that its edit reads in the same pass."""
     acts, action = change.acts_at, change.action
     if acts.layer != change.layer and isinstance(action, Push):
         raise BadRequestError(
@@ -150,7 +162,7 @@ def _check_places(change: ActivationChange) -> None:
     if late:
         raise BadRequestError(
             f"the edit acts at {acts.point} of layer {acts.layer} and reads {late[0].point} of layer {late[0].layer}, "
-            "which is computed later; gate and rule must read no later than the edit acts"
+            "which is computed later; its rule must read no later than the edit acts"
         )
 
 

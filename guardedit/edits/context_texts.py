@@ -1,8 +1,9 @@
 """Prompts that stand in a context and prompts that do not: what a gate learns to tell apart.
 
 The shipped bank (assets/probes/contexts.json) has, for each kind of context, openings put together from frames, nouns
-and invented names, and plain sentences beside them. Facts behind the openings come from the shipped table of relations
-and never state an edit's new answer.
+and invented names, and plain openings beside them. Half of the framed openings stand in frames that fiction, documents
+and plain things and people share, so that a gate has to tell them apart by what is named. Facts behind the openings
+come from the shipped table of relations and never state an edit's new answer.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -22,6 +24,10 @@ PLAIN = "plain"
 """What stands in no context."""
 BARE, BESIDE, CHAT = 0.25, 0.2, 0.25
 """Shares: plain prompts with nothing in front, prompts with a plain sentence beside the context, chat turns."""
+SHARED, THINGS = 0.5, 0.45
+"""Shares: contexts in a frame that says nothing of the kind; plain openings about a thing or person in such a frame."""
+_DRAW = 7
+"""Sets the draw of the bank's prompts apart from others of the same seed."""
 FEWEST = 6
 """Prompts of its own that a context of no shipped kind needs: with fewer there is nothing to hold out."""
 
@@ -46,15 +52,32 @@ def opening(kind: str, rng: random.Random) -> tuple[str, str]:
     """An opening of a kind, or a plain sentence, and the wording that it is made of."""
     bank = _bank()
     if kind == PLAIN:
-        found = "" if rng.random() < BARE else rng.choice(bank["plain"])
-        return found, f"{PLAIN} {found}"
+        return _plain(bank, rng)
     about = bank["kinds"][kind]
     if "parts" in about and rng.random() < 1 - 1 / len(about["parts"]):
         first, second, third = (rng.choice(part) for part in about["parts"])
         return f"{first} {second}{third}", f"{kind} {first}"
-    frame = rng.choice(about.get("frames", about.get("more")))
+    shared = "nouns" in about and rng.random() < SHARED
+    return _framed(kind, bank["shared"] if shared else about.get("frames", about.get("more")), about, rng)
+
+
+def _plain(bank: dict[str, Any], rng: random.Random) -> tuple[str, str]:
+    """Nothing, a plain sentence, or a thing or a person in a frame that contexts have too."""
+    if rng.random() < BARE:
+        return "", PLAIN
+    if rng.random() < THINGS:
+        things = rng.choice(bank["things"])
+        return _framed(PLAIN, things["frames"], things, rng)
+    found = rng.choice(bank["plain"])
+    return found, f"{PLAIN} {found}"
+
+
+def _framed(kind: str, frames: list[str], about: dict[str, Any], rng: random.Random) -> tuple[str, str]:
+    """A frame filled in; its wording is its noun where it has one, for frames are shared and nouns must carry over."""
+    frame = rng.choice(frames)
     noun = rng.choice(about["nouns"]) if "{n}" in frame else ""
-    return frame.replace("{n}", noun).replace("{name}", rng.choice(bank["names"])), f"{kind} {frame}"
+    filled = frame.replace("{n}", noun).replace("{name}", rng.choice(_bank()["names"]))
+    return filled, f"{kind} {noun or frame}"
 
 
 def asked_openings(kind: str) -> tuple[str, ...]:
@@ -97,33 +120,25 @@ def require_context(request: EditRequest) -> None:
 
 
 def examples(handle: ModelHandle, request: EditRequest, count: int, seed: int) -> list[Example]:
-    """Some `count` prompts, a third of them inside the request's context where it is of a shipped kind.
+    """Some `count` prompts inside and outside the request's context. Deterministic.
 
-    Outside are plain prompts, every other kind's, and the request's own `out_of_context`. Deterministic.
+    Those of the bank are the same for every shipped kind: a fifth of them in each kind, the others plain. The request's
+    own `in_context` and `out_of_context` come on top; a context of one's own has as many more behind its openings.
     """
     require_context(request)
-    rng = random.Random(f"{seed} {request.context}")
-    stems = _stems()
-    inside = request.context if request.context in kinds() else None
+    rng = random.Random(seed + _DRAW)
+    shipped = request.context in kinds()
+    stems, order = _stems(), (PLAIN, *kinds(), PLAIN)
     made = []
-    for number in range(count if inside else count * 2 // 3):
-        kind = _kind_of(number, inside)
+    for number in range(count if shipped else count * 2 // 3):
+        kind = order[number % len(order)]
         before, group = opening(kind, rng)
-        made.append(Example(_told(handle, before, rng.choice(stems), rng), kind == inside, group))
+        made.append(Example(_told(handle, before, rng.choice(stems), rng), kind == request.context, group))
     own = [(text, True) for text in request.in_context] + [(text, False) for text in request.out_of_context]
     made += [Example(text, within, f"own {text}") for text, within in own]
-    if inside is None:
+    if not shipped:
         made += _varied(handle, request, count - len(made), rng)
-    rng.shuffle(made)
     return made
-
-
-def _kind_of(number: int, inside: str | None) -> str:
-    """Every third one inside; of the others, every second plain."""
-    others = [kind for kind in kinds() if kind != inside]
-    if inside is not None and number % 3 == 0:
-        return inside
-    return PLAIN if number % 2 else others[number // 2 % len(others)]
 
 
 def _varied(handle: ModelHandle, request: EditRequest, count: int, rng: random.Random) -> list[Example]:
@@ -151,6 +166,7 @@ def _stems() -> list[str]:
     ]
 
 
+@cache
 def _bank() -> dict[str, Any]:
     path = files("guardedit") / "assets" / "probes" / "contexts.json"
     loaded: dict[str, Any] = json.loads(path.read_text("utf-8"))

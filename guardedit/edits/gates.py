@@ -1,4 +1,4 @@
-"""Gates that tell one kind of context from all else: logistic regression on a key space, by scikit-learn.
+"""Gates that tell one kind of context from all else: logistic regression on activations, by scikit-learn.
 
 `activations`: on the mean of a prompt's activations. `latents`: sparse, on the root of the mean of each SAE latent
 (means of latents differ by orders of magnitude; the root brings the rare ones up). `both`: the two, weighed by a third
@@ -33,8 +33,8 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 FOLDS, BATCH = 5, 16
 FEWEST = 20
 """Examples of either side, at the least, that figures of a gate mean anything for."""
-STRENGTH = {"activations": 0.03, "latents": 0.3}
-"""scikit-learn's C on standardised features: of 0.001 to 1 the best on wordings of train prompts held out."""
+STRENGTH = {"activations": 0.001, "latents": 0.3}
+"""scikit-learn's C on standardised features; for activations of 0.0005 to 0.03, by wordings in words of no bank."""
 NO_LATENT = -1
 """Stands for a direction in a gate's list of latents."""
 ALWAYS = -1e30
@@ -138,7 +138,9 @@ def fit_gate(
         weights = torch.from_numpy(slope * whole.coef_[0] / scale).float()
         matters = torch.from_numpy(abs(whole.coef_[0]))
         readers.append(
-            _direction(weights, sae) if part == "activations" else _encoder_rows(weights, matters, sae)
+            _direction(weights, sae, hook_name)
+            if part == "activations"
+            else _encoder_rows(weights, matters, sae)
         )
     return _gate(hook_name, readers, sae, bias, limit), quality
 
@@ -165,7 +167,7 @@ def _scaled(means: Pooled, part: Part) -> tuple[Array, Array]:
     if part == "activations":
         found = means.acts.double().cpu().numpy()
     elif means.latents is None:
-        raise BadRequestError("a gate on latents needs the SAE of its key space; use gate = 'activations'")
+        raise BadRequestError("a gate on latents needs an SAE where it reads; use gate = 'activations'")
     else:
         found = means.latents.clamp(min=0).sqrt().double().cpu().numpy()
     scale = np.maximum(found.std(0), 1e-4)
@@ -244,11 +246,11 @@ class _Reader:
     rooted: bool
 
 
-def _direction(weights: Tensor, sae: Sae | None) -> _Reader:
+def _direction(weights: Tensor, sae: Sae | None, hook_name: str) -> _Reader:
     """One read-out direction in place of latents: the mean of w·x is w·(the mean of x)."""
     back = torch.zeros(1) if sae is None else (weights @ sae.b_dec.float().cpu())[None]
     return _Reader(
-        weights[None], back, torch.full((1,), ALWAYS), torch.ones(1), ("a direction in the key space",),
+        weights[None], back, torch.full((1,), ALWAYS), torch.ones(1), (f"a direction at {hook_name}",),
         (NO_LATENT,), rooted=False,
     )  # fmt: skip
 
@@ -257,7 +259,7 @@ def _encoder_rows(weights: Tensor, matters: Tensor, sae: Sae | None) -> _Reader:
     """The encoder rows of the latents that were picked, those that matter most first: by weight on a feature's own
     spread, as a rare latent has a large weight by itself."""
     if sae is None:
-        raise BadRequestError("a gate on latents needs the SAE of its key space; use gate = 'activations'")
+        raise BadRequestError("a gate on latents needs an SAE where it reads; use gate = 'activations'")
     picked = weights.nonzero()[:, 0]
     picked = picked[matters[picked].argsort(descending=True)]
     if not len(picked):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from guardedit.edits.gate_shelf import GateShelf
 from guardedit.edits.remedi_map import RemediMap
 from guardedit.edits.value_shelf import ValueShelf
 from guardedit.errors import MissingStatisticsError, StatisticsMismatchError
@@ -33,6 +34,8 @@ class SolveInputs:
     progress: Progress | None = None
     values: ValueShelf | None = None
     """Values that were found before, by any editor that asks for the same ones."""
+    gates: GateShelf | None = None
+    """Gates that were fitted before, to the same prompts."""
     maps: Mapping[str, RemediMap] = field(default_factory=dict)
     """REMEDI's maps, by hook name."""
 

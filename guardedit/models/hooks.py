@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from guardedit.errors import BadRequestError
 
 if TYPE_CHECKING:
+    from guardedit.models.architectures import Architecture
     from guardedit.models.handle import ModelHandle
 
 Replace = Callable[[Tensor], Tensor]
@@ -205,7 +206,11 @@ def _put_back(block: nn.Module, forward: Any) -> None:
 
 def module_at(handle: ModelHandle, point: HookPoint) -> nn.Module:
     """The module whose input or output is the activation."""
-    row, block = handle.architecture, handle.block(point.layer)
+    return module_in(handle.block(point.layer), handle.architecture, point)
+
+
+def module_in(block: nn.Module, row: Architecture, point: HookPoint) -> nn.Module:
+    """The same inside a block of a family."""
     paths = {
         "hook_attn_out": row.post_attention_norm or row.attention,
         "mlp.hook_post": row.rewrite_module,

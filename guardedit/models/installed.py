@@ -9,7 +9,7 @@ which they were installed does not matter.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 from guardedit.errors import BadRequestError
+from guardedit.models.ahead import Ahead, ahead_of
 from guardedit.models.edit_hooks import Begin, End, Generate, attach_at
 from guardedit.models.hooks import HookPoint
-from guardedit.models.passes import Held, Pass, read_pass, remember
+from guardedit.models.passes import Held, Pass, named_arguments, read_pass, remember
 from guardedit.models.turns import Ids, turn_marker
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class Running(Protocol):
 
     silent: bool
     """Known to move nothing: it is not asked any more."""
+    settled: bool
+    """Whether it acts in this pass at all is known, or does not hang on a gate."""
 
     def look(self, point: HookPoint, activation: Tensor, given: Tensor) -> None:
         """Read an activation (rows, seq, d), or what the module at the point was given."""
@@ -62,7 +65,12 @@ class Edit(Protocol):
 
     @property
     def looks_at(self) -> tuple[HookPoint, ...]:
-        """Where it reads."""
+        """Where it reads in the pass that it acts in."""
+        ...
+
+    @property
+    def looks_ahead(self) -> HookPoint | None:
+        """Where its gate reads, if that is computed after it acts: the prompt is then read once before."""
         ...
 
     @property
@@ -98,6 +106,7 @@ class Registry:
     _threads: dict[int, _Thread] = field(default_factory=dict)
     _hooks: dict[HookPoint, Any] = field(default_factory=dict)
     _model_hooks: list[Any] = field(default_factory=list)
+    _ahead: Ahead | None = None
 
     @property
     def thread(self) -> _Thread:
@@ -114,6 +123,8 @@ class Registry:
             base.register_forward_pre_hook(Begin(self), prepend=True, with_kwargs=True),
             base.register_forward_hook(End(self), always_call=True),
         ]
+        ahead = {edit.looks_ahead for edit in self.edits.values()}
+        self._ahead = ahead_of(handle, [point for point in ahead if point is not None])
         self.to_front(handle)
 
     def to_front(self, handle: ModelHandle) -> None:
@@ -127,7 +138,7 @@ class Registry:
         """Remove all hooks."""
         for hook in (*self._hooks.values(), *self._model_hooks):
             hook.remove()
-        self._hooks, self._model_hooks = {}, []
+        self._hooks, self._model_hooks, self._ahead = {}, [], None
 
     def begin(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward pass begins."""
@@ -137,8 +148,23 @@ class Registry:
             module, args, kwargs, self.marker, deciding=thread.deciding, prompt_width=thread.prompt_width
         )
         thread.cache, thread.shape = facts.cache, tuple(facts.ids.shape)
-        thread.running = {name: self.edits[name].begin(facts) for name in sorted(self.edits)}
+        running = {name: self.edits[name].begin(facts) for name in sorted(self.edits)}
+        self._look_ahead(running, facts, {**named_arguments(module, args), **kwargs})
+        thread.running = running
         thread.acting = {name: one for name, one in thread.running.items() if not one.silent}
+
+    def _look_ahead(self, running: Mapping[str, Running], facts: Pass, given: Mapping[str, Any]) -> None:
+        """Settle the gates that read above their edits, from a pass of their own: no edit acts in it."""
+        asking = {
+            name: point
+            for name, one in running.items()
+            if not (one.settled or one.silent) and (point := self.edits[name].looks_ahead) is not None
+        }
+        if not asking or self._ahead is None:
+            return
+        seen = self._ahead.read(given, facts.cache if facts.cached else None)
+        for name, point in asking.items():
+            running[name].look(point, seen[point], seen[point])
 
     def end(self, output: Any) -> None:
         """A forward pass has ended, or was broken off (then there is no output)."""

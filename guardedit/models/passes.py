@@ -99,7 +99,7 @@ def read_pass(
     generation; later ones are answers. Raises BadRequestError for a call without token ids, or with a mask that does
     not tell which tokens are padding.
     """
-    given = {**_named(module, args), **kwargs}
+    given = {**named_arguments(module, args), **kwargs}
     ids, cache = given.get("input_ids"), given.get("past_key_values")
     if not isinstance(ids, Tensor) or ids.ndim != 2:
         raise BadRequestError(
@@ -131,7 +131,7 @@ def _split(ids: Tensor, decides: Tensor, marker: Ids, *, cached: bool) -> tuple[
     return segments, decides & ((segments > 0) | ~ends.any(1, keepdim=True)) if cached else decides
 
 
-def _named(module: nn.Module, args: tuple[Any, ...]) -> dict[str, Any]:
+def named_arguments(module: nn.Module, args: tuple[Any, ...]) -> dict[str, Any]:
     """Positional arguments by name; the first is always the token ids."""
     if len(args) < 2:
         return {"input_ids": args[0]} if args else {}

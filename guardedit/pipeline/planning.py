@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from guardedit.config import cache_folder
 from guardedit.editors import EDITORS
 from guardedit.edits.deltas import EditDelta, encode, record_of
+from guardedit.edits.gate_shelf import GateShelf
 from guardedit.edits.inputs import SolveInputs
 from guardedit.errors import StaleError
 from guardedit.gate.approvals import check_waivers
@@ -168,7 +170,10 @@ def _inputs(workspace: Workspace) -> SolveInputs:
     states = workspace.states() if workspace.store.exists else {}
     live = [plan_id for plan_id, state in states.items() if state == "committed"]
     earlier = tuple(request for plan_id in live for request in workspace.read_plan(plan_id).requests)
-    return SolveInputs(kit.second_moments, seed, kit.saes, earlier, workspace.progress, maps=kit.maps)
+    gates = GateShelf(cache_folder() / "gates")
+    return SolveInputs(
+        kit.second_moments, seed, kit.saes, earlier, workspace.progress, gates=gates, maps=kit.maps
+    )
 
 
 def statistics_of(workspace: Workspace, editor: str) -> dict[str, str]:

@@ -147,7 +147,7 @@ def _measured(bench: Bench, request: EditRequest, delta: EditDelta) -> dict[str,
         return {"error": str(error)}
     return {
         "predictors": {**guard_scores(report), **simple},
-        "outcomes": {**_by_group(compared, groups), **{f"far/{name}": value for name, value in far.items()}},
+        "outcomes": {**by_group(compared, groups), **{f"far/{name}": value for name, value in far.items()}},
         "seconds_scoring": dict(report.seconds),
         "p_new": next(s.value for s in report.scores if s.name == "rehearsed_p_new"),
     }
@@ -162,7 +162,7 @@ def _risk(bench: Bench, request: EditRequest, delta: EditDelta) -> tuple[RiskRep
     return measure(context, [request], delta, others, views), RehearsalView(context, views, delta)
 
 
-def _by_group(compared: Sequence[Compared], groups: Sequence[str]) -> dict[str, float | int]:
+def by_group(compared: Sequence[Compared], groups: Sequence[str]) -> dict[str, float | int]:
     """Mean KL, worst KL and lost top-1 answers of each group, with the number of its prompts."""
     found: dict[str, list[Compared]] = {}
     for one, group in zip(compared, groups, strict=True):
