@@ -29,12 +29,12 @@ def section_monitor(table: pd.DataFrame, bank: NullBank) -> str:
 
 
 def alarms(table: pd.DataFrame, bank: NullBank) -> str:
-    """Share of edits without a leak at which an alarm goes off."""
+    """Share of edits without a leak at which an alarm goes off; what could not be measured is no alarm."""
     rows = ["| edits | n | shipped limits | beyond the bank | limits broken |", "|---|---|---|---|---|"]
     for kind, name in (("mild", "real edits that did little elsewhere"), ("sham", "shams")):
         calm = table[(table["kind"] == kind) & (table["scope"] == "")]
         if len(calm):
-            limits = [float(outcome != "committed") for outcome in calm["outcome"]]
+            limits = [float(bool(rules)) for rules in calm["broken"]]
             beyond = [float(bool(_beyond(row, bank))) for _, row in calm.iterrows()]
             broken = sorted({rule for rules in calm["broken"] for rule in rules.split()})
             told = ", ".join(f"`{r}`" for r in broken) or "–"
@@ -44,6 +44,8 @@ def alarms(table: pd.DataFrame, bank: NullBank) -> str:
 
 def detections(table: pd.DataFrame, bank: NullBank) -> str:
     """Share of planted leaks that fire, by what is broken beyond the carrier's own rules, and that are named first."""
+    if not (table["scope"] != "").any():
+        return "No leak has been planted yet.\n"
     rows = [
         "| planted in | share of top-1 changed | n | shipped limits | beyond the bank | named first |",
         "|---|---|---|---|---|---|",

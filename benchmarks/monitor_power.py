@@ -36,7 +36,7 @@ from guardedit.evaluation.datasets import with_contexts
 from guardedit.evaluation.guard.outcome_prompts import Neighbours
 from guardedit.evaluation.readers import read_cases
 from guardedit.evaluation.rowfile import RowFile
-from guardedit.gate.policy import judge
+from guardedit.gate.policy import judge, lineage_scores
 from guardedit.pipeline import Guard
 from guardedit.pipeline import open as open_guard
 from guardedit.pipeline.asking import complete
@@ -163,7 +163,8 @@ def _rows_of(
 
 
 def _verdict(lab: Lab, report: DriftReport) -> dict[str, Any]:
-    judged = judge(report.scores, lab.guard.kit.policy, (), "postop", datetime.now(UTC), "one")
+    scores = (*report.scores, *lineage_scores(report.scores))
+    judged = judge(scores, lab.guard.kit.policy, (), "postop", datetime.now(UTC), "one", "rome")
     return {
         "outcome": judged.outcome,
         "broken": [f.rule for f in judged.findings if f.verdict == "fail" and f.level != "advisory"],
