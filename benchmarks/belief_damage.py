@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.belief_strength import Fact, facts
-from benchmarks.context_table import SEED, rank_ones, trained
+from benchmarks.context_gates import SEED, trained
+from benchmarks.context_table import rank_ones
 from guardedit.editors.contextual import ContextualHparams, contextual_change
 from guardedit.edits.activation_parts import Gate
 from guardedit.edits.context_texts import asked_openings, behind, openings_of

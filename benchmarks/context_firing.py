@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.context_gates import SEED, Trained, shipped, trained
 from benchmarks.context_prompts import KINDS, SETS, asked
-from benchmarks.context_table import SEED, Trained, cases_of, firing_table, read, shipped, trained
+from benchmarks.context_table import cases_of, firing_table, read
 from guardedit.editors.contextual import ContextualHparams, gate_hook
 from guardedit.edits.context_texts import openings_of
 from guardedit.edits.keys import keys_of

@@ -35,6 +35,7 @@ SHOWN = 10
 OPERATING = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
 """Limits of the probability of harm that are shown."""
 ALSO = {
+    "far/lost_top1": "far, answers lost",
     "near/lost_top1": "near, answers lost", "subject/lost_top1": "subject, answers lost",
     "distractor/kl_nats": "neighbours behind the new fact", "object/kl_nats": "old and new object as subject",
     "subject_chat/kl_nats": "subject, asked in a chat", "far/kl_nats/fiction": "far: fiction",
@@ -215,6 +216,10 @@ def section_policy(frame: pd.DataFrame) -> str:
     editor = editors_of(frame)[0]
     rows = with_harm(natural_edits(frame, editor), SEED)
     folder, gates = kit_folder("smollm2-135m"), {}
+    standard = load_policy(policy_file(folder, None, ""))
+    plain = tuple(rule for rule in standard.rules if rule.metric != f"preop/{HARM}")
+    judged = judgements(rows, standard.model_copy(update={"rules": plain}))
+    gates["percentiles alone"] = np.array([j.outcome != "auto-approved" for j in judged])
     for level in LEVELS:
         judged = judgements(rows, load_policy(policy_file(folder, Path(level), "")))
         gates[f"level `{level}`: a person is asked"] = np.array(

@@ -47,18 +47,34 @@ def detections(table: pd.DataFrame, bank: NullBank) -> str:
     if not (table["scope"] != "").any():
         return "No leak has been planted yet.\n"
     rows = [
-        "| planted in | share of top-1 changed | n | shipped limits | beyond the bank | named first |",
-        "|---|---|---|---|---|---|",
+        "| planted in | share of top-1 changed | n | its nats, without and with | most that another scope's grow | "
+        "shipped limits | beyond the bank | named first |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    alone = {row["case_id"]: set(row["broken"].split()) for _, row in _without_leak(table).iterrows()}
+    plain = {row["case_id"]: row for _, row in _without_leak(table).iterrows()}
     planted = table[table["scope"] != ""]
     for (scope, share), found in planted.groupby(["scope", "share"], sort=False):
-        fired = [bool(_elsewhere(row, alone.get(row["case_id"], set()))) for _, row in found.iterrows()]
-        beyond = [scope in _beyond(row, bank) for _, row in found.iterrows()]
-        first = [_first(row, bank) == scope for _, row in found.iterrows()]
+        carriers = [plain[case_id] for case_id in found["case_id"]]
+        rows_ = [row for _, row in found.iterrows()]
+        fired = [
+            bool(_elsewhere(row, set(own["broken"].split())))
+            for row, own in zip(rows_, carriers, strict=True)
+        ]
+        beyond = [scope in _beyond(row, bank) for row in rows_]
+        first = [_first(row, bank) == scope for row in rows_]
+        moved = _moved(str(scope), rows_, carriers)
         counts = (f"{sum(one)} of {len(found)}" for one in (fired, beyond, first))
-        rows.append(f"| {scope} | {share:.2f} | {len(found)} | {' | '.join(counts)} |")
+        rows.append(f"| {scope} | {share:.2f} | {len(found)} | {moved} | {' | '.join(counts)} |")
     return "\n".join(rows) + "\n"
+
+
+def _moved(scope: str, leaked: Sequence[pd.Series], carriers: Sequence[pd.Series]) -> str:
+    """Mean divergence of the leak's scope without and with it, and the largest growth of another scope's."""
+    name = f"score.{SCOPES[scope]}"
+    before, after = (float(np.mean([row[name] for row in rows])) for rows in (carriers, leaked))
+    others = [f"score.{one}" for where, one in SCOPES.items() if where != scope]
+    grown = max(row[o] - own[o] for row, own in zip(leaked, carriers, strict=True) for o in others)
+    return f"{before:.4f} → {after:.4f} | {grown:.4f}"
 
 
 def _without_leak(table: pd.DataFrame) -> pd.DataFrame:

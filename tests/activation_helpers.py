@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from guardedit.edits.activations import ActivationChange, Everywhere, Gate, KeyMatch, Move, Push, TokenMatch
+from guardedit.edits.activations import (
+    ActivationChange,
+    Everywhere,
+    Gate,
+    KeyMatch,
+    Move,
+    Push,
+    TokenMatch,
+    install,
+    uninstall,
+)
 from guardedit.edits.updates import LowRank
 from guardedit.models.handle import ModelHandle
 from guardedit.models.hooks import key_hook, patch, record, rewrite_hook
+from guardedit.models.tokens import Tokens, pad
 
 PROMPTS = (
     "The Eiffel Tower is located in the city of",
@@ -23,6 +34,10 @@ PROMPTS = (
     "Marie Curie",
 )
 D, KEY = 32, 64
+ALWAYS, NEVER = -1e6, 1e6
+GATE = "blocks.1.hook_resid_post"
+ABOVE = "blocks.3.mlp.hook_post"
+"""Above every edit that is made here with a gate of its own layer: read in a pass before."""
 
 
 def draw(*shape: int, seed: int) -> Tensor:
@@ -184,3 +199,31 @@ def answers(
         )
     found: list[list[int]] = ids[:, batch["input_ids"].shape[1] :].tolist()
     return found
+
+
+@contextmanager
+def under(handle: ModelHandle, *changes: ActivationChange) -> Iterator[None]:
+    """The edits in force."""
+    with ExitStack() as stack:
+        for change in changes:
+            install(handle, change)
+            stack.callback(uninstall, handle, change.parameter)
+        yield
+
+
+def rows(handle: ModelHandle, *ids: list[int], side: str = "right") -> dict[str, Tensor]:
+    """A padded batch of token rows."""
+    return pad(handle, [Tokens(one, [(0, 0)] * len(one)) for one in ids], side)
+
+
+def separating(
+    handle: ModelHandle, first: list[int], second: list[int], hook: str = GATE
+) -> ActivationChange:
+    """An edit whose gate fires in the first row and not in the second."""
+    for seed in range(40):
+        gate = gate_at(hook, seed)
+        high, low = gate_logit(handle, gate, first), gate_logit(handle, gate, second)
+        if high > low + 0.5:
+            found = gate_at(hook, seed, limit=(high + low) / 2)
+            return ActivationChange(2, move_at(), Everywhere(), found)
+    raise AssertionError("no gate tells the two rows apart")

@@ -64,13 +64,13 @@ def test_what_the_carrier_breaks_by_itself_is_no_detection_and_the_subjects_own_
         ]
     )
     small, large = detections(table, BANK).splitlines()[2:]
-    assert small.split("|")[4:6] == [" 0 of 1 ", " 0 of 1 "]
-    assert large.split("|")[4:7] == [" 1 of 1 ", " 1 of 1 ", " 1 of 1 "]
+    assert small.split("|")[6:8] == [" 0 of 1 ", " 0 of 1 "]
+    assert large.split("|")[4:9] == [" 0.0010 → 0.5000 ", " 0.0000 ", *[" 1 of 1 "] * 3]
 
 
 def test_a_leak_that_moves_another_domain_more_is_not_named() -> None:
     table = pd.DataFrame([_row(), _row("python", 0.02, "far-kl", python=0.5, chat=0.6)])
-    assert detections(table, BANK).splitlines()[2].split("|")[6] == " 0 of 1 "
+    assert detections(table, BANK).splitlines()[2].split("|")[8] == " 0 of 1 "
 
 
 def test_alarms_are_counted_apart_for_real_edits_and_shams() -> None:

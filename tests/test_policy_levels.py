@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -37,13 +36,17 @@ sentence = "It moves by {value}; {limit} is allowed."
 """Without its last line the rule goes on."""
 
 
-def _scores(rng: random.Random) -> list[Score]:
-    """A value near each limit, on either side of it."""
-    rules = SHIPPED["standard"].rules_for("preop")
-    limits = {rule.metric.removeprefix("preop/"): rule.limit for rule in rules}
+USUAL = {HARM: 0.0, "rehearsed_p_new": 1.0, "subject_position": 3.0}
+"""Safe values of scores of which less is not always safer."""
+
+
+def _scores(**changed: float) -> list[Score]:
+    """Safe by every limit, but for what is named."""
+    names = [rule.metric.removeprefix("preop/") for rule in SHIPPED["standard"].rules_for("preop")]
+    values = dict.fromkeys(names, 1e-9) | USUAL | changed
     return [
-        Score(name=name, value=limit * rng.uniform(0.5, 1.1), unit="ratio", stage="delta", scope="far", n=100)
-        for name, limit in limits.items()
+        Score(name=name, value=value, unit="ratio", stage="delta", scope="far", n=100)
+        for name, value in values.items()
     ]
 
 
@@ -51,29 +54,31 @@ def _outcome(policy: Policy, scores: list[Score], editor: str = "rome") -> int:
     return SEVERITY[judge(scores, policy, (), "preop", NOW, "one", editor).outcome]
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_a_stricter_level_lets_nothing_pass_that_the_next_one_stops(seed: int) -> None:
-    scores = _scores(random.Random(seed))
-    found = [_outcome(SHIPPED[level], scores) for level in ("permissive", "standard", "strict")]
-    assert found == sorted(found)
+def test_a_stricter_level_lets_nothing_pass_that_the_next_one_stops() -> None:
+    assert [_outcome(SHIPPED[level], _scores()) for level in LEVELS] == [0, 0, 0]
+    seen = set()
+    for rule in SHIPPED["standard"].rules_for("preop"):
+        for share in (0.5, 0.7, 0.95, 1.05, 1.3, 2.5):
+            scores = _scores(**{rule.metric.removeprefix("preop/"): rule.limit * share})
+            found = tuple(_outcome(SHIPPED[level], scores) for level in ("permissive", "standard", "strict"))
+            assert found == tuple(sorted(found)), (rule.id, share)
+            seen.add(found)
+    assert {(0, 0, 1), (0, 1, 1), (1, 1, 1), (2, 2, 2)} <= seen, "each kind of difference occurs"
 
 
 def test_the_levels_differ_on_a_probability_between_their_limits() -> None:
-    usual = {HARM: 0.2, "rehearsed_p_new": 1.0, "subject_position": 3.0}
-    scores = [
-        one.model_copy(update={"value": usual.get(one.name, (one.value or 0.0) * 0.01)})
-        for one in _scores(random.Random(0))
-    ]
+    scores = _scores(**{HARM: 0.2})
     assert [_outcome(SHIPPED[level], scores) for level in LEVELS] == [1, 0, 0]
     assert _outcome(SHIPPED["strict"], scores, "memit") == 0, "the model was fitted on ROME's edits"
 
 
 def test_a_plan_without_a_probability_goes_to_a_person_where_its_editor_has_a_model() -> None:
-    scores = [s for s in _scores(random.Random(0)) if s.name != HARM]
+    scores = [s for s in _scores() if s.name != HARM]
     judged = judge(scores, SHIPPED["standard"], (), "preop", NOW, "one", "rome")
+    assert judged.outcome == "needs-approval"
     assert next(f.verdict for f in judged.findings if f.rule == "harm-probability") == "inconclusive"
-    named = {f.rule for f in judge(scores, SHIPPED["standard"], (), "preop", NOW, "one", "emmet").findings}
-    assert "harm-probability" not in named
+    other = judge(scores, SHIPPED["standard"], (), "preop", NOW, "one", "emmet")
+    assert other.outcome == "auto-approved" and "harm-probability" not in {f.rule for f in other.findings}
 
 
 def test_a_rule_for_editors_binds_those_and_whoever_is_not_named() -> None:
@@ -117,6 +122,13 @@ def test_a_file_comes_before_a_level_of_its_name(tmp_path: Path, monkeypatch: py
         policy_file(tmp_path, Path("strict"), MODEL)
 
 
+def test_what_is_neither_file_nor_level_is_told_what_there_is() -> None:
+    with pytest.raises(
+        PolicyError, match="No such file; the levels that ship are strict, standard, permissive"
+    ):
+        policy_file(kit_folder(MODEL), Path("lenient"), MODEL)
+
+
 def test_what_is_printed_is_what_would_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     runner = CliRunner()
@@ -129,7 +141,7 @@ def test_what_is_printed_is_what_would_judge(tmp_path: Path, monkeypatch: pytest
 
 
 def test_tried_edits_are_judged_as_their_editor() -> None:
-    scores = {f"pred.{s.name}": s.value for s in _scores(random.Random(0))}
+    scores = {f"pred.{s.name}": s.value for s in _scores()}
     frame = pd.DataFrame([{"editor": name, **scores, f"pred.{HARM}": 0.9} for name in ("rome", "memit")])
     one, other = judgements(frame, SHIPPED["permissive"])
     assert {f.rule for f in one.findings} - {f.rule for f in other.findings} == {"harm-probability"}

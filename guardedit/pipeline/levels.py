@@ -19,10 +19,15 @@ LEVELS = ("strict", STANDARD, "permissive")
 def policy_file(folder: Path, named: Path | None, model: str) -> Path:
     """The file of a policy that was named: a file's path, a level's name, or nothing, which is the standard level.
 
-    A file comes before a level of the same name. Raises PolicyError where the kit lacks what was asked for.
+    A file comes before a level of the same name. Raises PolicyError for what is neither, and where the kit lacks the
+    level.
     """
-    if named is not None and (named.exists() or str(named) not in LEVELS):
+    if named is not None and named.exists():
         return named
+    if named is not None and str(named) not in LEVELS:
+        raise PolicyError(
+            f"policy {named} cannot be read: No such file; the levels that ship are {', '.join(LEVELS)}"
+        )
     level = STANDARD if named is None else str(named)
     path = folder / POLICY if level == STANDARD else folder / POLICIES / f"{level}.toml"
     if path.is_file():

@@ -55,9 +55,10 @@ def levels_of(model: str) -> list[dict[str, Any]]:
     found = []
     for level in LEVELS:
         try:
-            policy = policy_of(_file(model, Path(level)))
+            path = _file(model, Path(level))
         except PolicyError:
             continue
+        policy = policy_of(path)
         found.append(
             {"level": level, "name": policy.name, "digest": policy.digest, "rules": len(policy.rules)}
         )
