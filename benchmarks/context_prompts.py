@@ -2,7 +2,8 @@
 
 `train` are those that kinds of gate were compared with; `edit` were written afterwards and run once, for the first
 table; `fresh` were written after the bank had been broadened, in words that it does not have. `last` were written
-before the next bank was, and measured once, when everything else was settled.
+before the next bank was, and measured once, when everything else was settled. `sealed` were written before any gate
+saw an SAE of the middle layer, to be measured once in their turn.
 """
 
 from __future__ import annotations
@@ -95,6 +96,31 @@ _LAST = {
         "As recorded in the {name} chronicle, ", "The {name} warranty says that ",
     ),
 }  # fmt: skip
+_SEALED = {
+    "fiction": (
+        "In the radio play {name}, ", "The graphic novel {name} shows a place where ",
+        "The narrator of {name} insists that ", "In the pilot of the drama series {name}, ",
+        "In the make-believe land of {name} they say that ", "The finale of {name} reveals that ",
+        "The fairies of {name} sing that ", "In the sequel, {name}, ", "The puppets in {name} are taught that ",
+        "On level three of the arcade game {name}, ", "The storyteller began: in {name}, ",
+        "In the space opera {name}, ",
+    ),
+    "hypothesis": (
+        "Were you to wake up in a reversed universe, ", "Posit a reality at odds with ours. In it, ",
+        "Let us toy with the notion that all is swapped. So ", "If the reverse had come to pass, ",
+        "Purely as a fancy, ", "Let it stand as a stipulation that ", "In a counterworld, ",
+        "Dream up a realm in which ", "On the {name} supposition, ", "In the world of might-have-been, ",
+        "Treat the following as given, true or not: ", "Had the dice of the past fallen differently, ",
+    ),
+    "document": (
+        "The {name} gazetteer lists that ", "According to the {name} factsheet, ", "The {name} codex holds that ",
+        "The {name} newsletter reports that ", "In the {name} deposition it is sworn that ",
+        "As the {name} obituary puts it, ", "The {name} tariff sets out that ",
+        "In the {name} inquest it was found that ", "The {name} rulebook says that ",
+        "The cargo manifest of {name} notes that ", "According to the {name} registry, ",
+        "Marginal note in the {name} parchment: ",
+    ),
+}  # fmt: skip
 KINDS = tuple(_EDIT)
 _PLAIN_TRAIN = (
     "Our neighbour mentioned that ", "Two days ago I heard that ", "By the way, ", "The train was late. ",
@@ -118,6 +144,15 @@ _PLAIN_LAST = (
     "Believe it or not, ", "Over dinner they mentioned that ", "The library was closed. ", "Keep in mind that ",
     "Last spring, ", "We lost our umbrella. ", "The mechanic said that ", "Just a minute. ",
 )  # fmt: skip
+_PLAIN_SEALED = (
+    "My cousin swears that ", "At the bus stop a woman said that ", "Fine. ", "The window is open. ",
+    "As you may know, ", "Before lunch they told me that ", "The shop is shut. ", "Never forget that ", "Last week, ",
+    "We missed the tram. ", "The gardener thinks that ", "One more thing. ",
+)  # fmt: skip
+_NAMES_SEALED = (
+    "The Salt Door", "Harrowmere", "Ninepence", "A Ladder of Smoke", "The Tenth Key", "Osprey", "Garnet Row",
+    "The Cooper's Lamp", "Thistledown",
+)  # fmt: skip
 _NAMES_LAST = (
     "The Velvet Hour", "Stormgate", "Ashdown", "A Cup of Rain", "The Eighth Lamp", "Corvus", "Tallow Street",
     "The Miller's Clock", "Windermoor",
@@ -140,6 +175,7 @@ SETS = {
     "edit": (_EDIT, _PLAIN_EDIT, _NAMES_EDIT),
     "fresh": (_FRESH, _PLAIN_FRESH, _NAMES_FRESH),
     "last": (_LAST, _PLAIN_LAST, _NAMES_LAST),
+    "sealed": (_SEALED, _PLAIN_SEALED, _NAMES_SEALED),
 }
 
 
