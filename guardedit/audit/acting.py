@@ -67,10 +67,15 @@ def _gate(parameter: str, gate: GateNote) -> tuple[Table, ...]:
         ", by its square root" if gate.rooted == len(gate.latents)
         else f", the first {gate.rooted} by their square roots"
     )  # fmt: skip
+    against = "" if not gate.rivals else (
+        f", less what speaks as strongly for {', '.join(map(visible, gate.rivals))} (a softmax),"
+    )  # fmt: skip
     note = (
         f"Each counts with its {what} activation in the prompt at {gate.hook_name}{roots}; the weighted sum plus "
-        f"{number(gate.bias)} must be {number(gate.limit)} at least. Those that tell most apart come first."
+        f"{number(gate.bias)}{against} must be {number(gate.limit)} at least. Those that tell most apart come first."
     )
+    if gate.rivals:
+        note += " A weight is that for the context itself, less the mean of those for the others."
     rows = [_latent(one) for one in gate.latents]
     # A direction stands behind all latents and weighs more than most of them.
     rows.sort(key=lambda row: row[0] != DIRECTION)

@@ -18,8 +18,9 @@ from guardedit.edits.activation_parts import Gate, KeyMatch, Move
 from guardedit.edits.activations import ActivationChange
 from guardedit.edits.context_texts import Example, examples, openings_of, require_context
 from guardedit.edits.deltas import EditDelta, LowRank
+from guardedit.edits.gate_rows import explained
 from guardedit.edits.gate_shelf import Trained
-from guardedit.edits.gates import Kind, Pooled, explained, fit_gate, pooled
+from guardedit.edits.gates import Kind, Pooled, fit_gate, pooled
 from guardedit.edits.inputs import SolveInputs
 from guardedit.edits.settings import require_number
 from guardedit.edits.solvers import solve_batch
@@ -43,9 +44,9 @@ class ContextualHparams(RomeHparams):
     """Openings of the context that key and value are found behind, beside the bare prompt."""
     gate: Kind = "both"
     """What the gate reads: some SAE latents, the mean activation, or both; without an SAE there the mean activation."""
-    gate_examples: int = 1500
+    gate_examples: int = 3000
     """Prompts that the gate is fitted to."""
-    false_fire: float = 0.015
+    false_fire: float = 0.02
     """Share of held-out prompts outside the context at which the gate may fire."""
     gate_depth: float = GATE_DEPTH
     """Where the gate reads: the block at this share of the model's depth; 0 is the edited layer's own key space."""
@@ -171,7 +172,7 @@ def _fit(
 def _in_words(gate: Gate, made: Sequence[Example], means: Pooled, sae: Sae | None) -> str:
     if sae is None:
         return f"there is no SAE at {gate.hook_name} to say it in latents"
-    rows = list(zip(gate.latents, gate.labels, gate.weights.tolist(), strict=True))[: gate.rooted]
+    rows = list(zip(gate.latents, gate.labels, gate.net.tolist(), strict=True))[: gate.rooted]
     said = [f"latent {number} {label} ({weight:+.2f})" for number, label, weight in rows[:8]]
     found = explained(gate, made, means, sae) if gate.rooted < len(gate.weights) else []
     said += [

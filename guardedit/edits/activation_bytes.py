@@ -20,6 +20,8 @@ Parts = tuple[int, Action, Where, Gate | None, str]
 """Layer, action, rule, gate, label."""
 _FORMAT = 1
 _GATE_TENSORS = ("w_enc", "b_enc", "threshold", "b_dec", "weights")
+_RIVAL_TENSORS = ("rivals", "rival_bias")
+"""Of gates with rivals alone: what is said of others, and so their digests, is as it was before there were any."""
 
 
 def pack(layer: int, action: Action, where: Where, gate: Gate | None, label: str) -> bytes:
@@ -47,8 +49,13 @@ def _tensors(action: Action, where: Where, gate: Gate | None) -> list[tuple[str,
     if isinstance(where, KeyMatch):
         found.append(("where.read_out", where.read_out))
     if gate is not None:
-        found += [(f"gate.{name}", getattr(gate, name)) for name in _GATE_TENSORS]
+        found += list(_gate_tensors(gate).items())
     return found
+
+
+def _gate_tensors(gate: Gate) -> dict[str, Tensor]:
+    names = _GATE_TENSORS if gate.rivals is None else _GATE_TENSORS + _RIVAL_TENSORS
+    return {f"gate.{name}": getattr(gate, name) for name in names}
 
 
 def _about_action(action: Action) -> dict[str, Any]:
@@ -66,7 +73,8 @@ def _about_where(where: Where) -> dict[str, Any]:
 
 
 def _about_gate(gate: Gate) -> dict[str, Any]:
-    return {
+    rivals = {} if gate.rivals is None else {"rival_names": list(gate.rival_names)}
+    return rivals | {
         "hook_name": gate.hook_name,
         "bias": float(gate.bias),
         "limit": float(gate.limit),
@@ -119,17 +127,29 @@ def _where(about: dict[str, Any], tensors: dict[str, Tensor]) -> Where:
 
 
 def _gate(about: dict[str, Any], tensors: dict[str, Tensor]) -> Gate:
-    if about.keys() != {"hook_name", "bias", "limit", "labels", "latents", "pool", "rooted"}:
+    rivals = "rival_names" in about
+    if about.keys() - {"rival_names"} != {
+        "hook_name",
+        "bias",
+        "limit",
+        "labels",
+        "latents",
+        "pool",
+        "rooted",
+    }:
         raise ValueError(f"a gate of {sorted(about)}")
-    parts: dict[str, Any] = {name: tensors.pop(f"gate.{name}") for name in _GATE_TENSORS}
-    parts |= {name: tuple(about.pop(name)) for name in ("labels", "latents")}
+    wanted = _GATE_TENSORS + (_RIVAL_TENSORS if rivals else ())
+    parts: dict[str, Any] = {name: tensors.pop(f"gate.{name}") for name in wanted}
+    parts |= {
+        name: tuple(about.pop(name)) for name in ("labels", "latents", *(("rival_names",) if rivals else ()))
+    }
     return Gate(**parts, **about)
 
 
 def gate_tensors(gate: Gate) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A gate by itself: what is said of it, and its tensors by name."""
-    names = {f"gate.{name}": getattr(gate, name) for name in _GATE_TENSORS}
-    return _about_gate(gate), {name: one.detach().cpu().clone().contiguous() for name, one in names.items()}
+    tensors = {name: one.detach().cpu().clone().contiguous() for name, one in _gate_tensors(gate).items()}
+    return _about_gate(gate), tensors
 
 
 def gate_from(about: dict[str, Any], tensors: dict[str, Tensor]) -> Gate:

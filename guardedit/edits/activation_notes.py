@@ -38,7 +38,7 @@ def _rule(where: Where) -> str:
 def _gate(gate: Gate) -> GateNote:
     n = len(gate.weights)
     labels, numbers = gate.labels or ("",) * n, gate.latents or (None,) * n
-    columns = zip(numbers, labels, gate.weights.tolist(), gate.threshold.tolist(), strict=True)
+    columns = zip(numbers, labels, gate.net.tolist(), gate.threshold.tolist(), strict=True)
     latents = tuple(
         GateLatent(latent=number, label=label, weight=weight, threshold=threshold)
         for number, label, weight, threshold in columns
@@ -50,4 +50,5 @@ def _gate(gate: Gate) -> GateNote:
         limit=float(gate.limit),
         pool=gate.pool,
         rooted=gate.rooted,
+        rivals=gate.rival_names,
     )

@@ -87,8 +87,9 @@ class Gate:
 
     pre = (x − b_dec)·w_encᵀ + b_enc; a latent is pre where pre > threshold, else 0. Its largest value (`pool` "max") or
     its mean ("mean") over the segment's deciding positions, for the first `rooted` of them the root of that, is
-    weighed: Σ weights·latent + bias. The gate fires where that is `limit` at least. A row's first token does not decide
-    beside others: its activations are unlike any other token's.
+    weighed: Σ weights·latent + bias, from which log Σ exp of what speaks for each rival kind of context is taken, where
+    there are rivals: the log-odds of a softmax. The gate fires where that is `limit` at least. A row's first token does
+    not decide beside others: its activations are unlike any other token's.
     JumpReLU as in Rajamanoharan et al. 2024, https://arxiv.org/abs/2407.14435.
     """
 
@@ -109,6 +110,10 @@ class Gate:
     """What stands for a segment: the "max" or the "mean" of each latent."""
     rooted: int = 0
     """How many of the latents, the first ones, are weighed by the square root of what is pooled."""
+    rivals: Float[Tensor, "n kinds"] | None = None
+    """What each latent says for each rival kind; None where there is none."""
+    rival_bias: Float[Tensor, " kinds"] | None = None
+    rival_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check(self.w_enc, (None, None), "the gate's w_enc")
@@ -117,6 +122,7 @@ class Gate:
             _check(getattr(self, name), (size,), f"the gate's {name}")
         for name in ("bias", "limit"):
             _check_number(getattr(self, name), f"the gate's {name}")
+        self._check_rivals()
         if self.pool not in ("max", "mean") or type(self.rooted) is not int or not 0 <= self.rooted <= n:
             raise BadRequestError(
                 f"the gate pools by {self.pool!r}, rooted {self.rooted!r}; pool is 'max' or 'mean', rooted 0 to {n}"
@@ -127,6 +133,21 @@ class Gate:
                 raise BadRequestError(
                     f"the gate's {name} are {given!r}; give {n}, one a latent as {kind.__name__}, or none"
                 )
+
+    def _check_rivals(self) -> None:
+        """Raise BadRequestError unless there are weights, a bias and a name a rival, or none of the three."""
+        if self.rivals is None and self.rival_bias is None and not self.rival_names:
+            return
+        kinds = len(self.rival_names)
+        _check(self.rivals, (len(self.weights), kinds), "the gate's rivals")
+        _check(self.rival_bias, (kinds,), "the gate's rival_bias")
+        if not all(type(name) is str for name in self.rival_names):
+            raise BadRequestError(f"the gate's rival_names are {self.rival_names!r}; they must be texts")
+
+    @property
+    def net(self) -> Float[Tensor, " n"]:
+        """What each latent weighs against the mean rival: all of what it weighs where there is none."""
+        return self.weights if self.rivals is None else self.weights - self.rivals.mean(1)
 
     def latent_acts(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n latents"]:
         """The latents' activations; computed in float32 at least."""
@@ -142,7 +163,11 @@ class Gate:
         if self.rooted:
             roots = pooled[..., : self.rooted].clamp(min=0).sqrt()
             pooled = torch.cat([roots, pooled[..., self.rooted :]], -1)
-        return pooled @ self.weights.to(pooled.device, pooled.dtype) + self.bias
+        own = pooled @ self.weights.to(pooled.device, pooled.dtype) + self.bias
+        if self.rivals is None or self.rival_bias is None:
+            return own
+        rivals, bias = (part.to(pooled.device, pooled.dtype) for part in (self.rivals, self.rival_bias))
+        return own - (pooled @ rivals + bias).logsumexp(-1)
 
 
 Action = Move | Push

@@ -41,6 +41,8 @@ class Example:
     """It stands in the context."""
     group: str
     """Wording that it is made of; held out as a whole."""
+    kind: str = ""
+    """Kind of context that it stands in, `PLAIN` for none; "" where nobody says."""
 
 
 def kinds() -> tuple[str, ...]:
@@ -133,9 +135,11 @@ def examples(handle: ModelHandle, request: EditRequest, count: int, seed: int) -
     for number in range(count if shipped else count * 2 // 3):
         kind = order[number % len(order)]
         before, group = opening(kind, rng)
-        made.append(Example(_told(handle, before, rng.choice(stems), rng), kind == request.context, group))
-    own = [(text, True) for text in request.in_context] + [(text, False) for text in request.out_of_context]
-    made += [Example(text, within, f"own {text}") for text, within in own]
+        told = _told(handle, before, rng.choice(stems), rng)
+        made.append(Example(told, kind == request.context, group, kind))
+    name = str(request.context)
+    made += [Example(text, True, f"own {text}", name) for text in request.in_context]
+    made += [Example(text, False, f"own {text}", PLAIN) for text in request.out_of_context]
     if not shipped:
         made += _varied(handle, request, count - len(made), rng)
     return made
@@ -146,7 +150,10 @@ def _varied(handle: ModelHandle, request: EditRequest, count: int, rng: random.R
     own = [text.removesuffix(request.filled) for text in request.in_context if text.endswith(request.filled)]
     stems = _stems()
     chosen = [rng.choice(own) for _ in range(max(count, 0))] if own else []
-    return [Example(_told(handle, text, rng.choice(stems), rng), True, f"own {text}") for text in chosen]
+    name = str(request.context)
+    return [
+        Example(_told(handle, text, rng.choice(stems), rng), True, f"own {text}", name) for text in chosen
+    ]
 
 
 def _told(handle: ModelHandle, before: str, stem: str, rng: random.Random) -> str:

@@ -1,31 +1,32 @@
-"""Gates that tell one kind of context from all else: logistic regression on activations, by scikit-learn.
+"""Gates that tell one kind of context from all other kinds and from none: logistic regression, by scikit-learn.
 
-`activations`: on the mean of a prompt's activations. `latents`: sparse, on the root of the mean of each SAE latent
-(means of latents differ by orders of magnitude; the root brings the rare ones up). `both`: the two, weighed by a third
-regression on what they say of wordings that they have not seen. Wordings are held out as a whole for every figure and
-for the limit; what is returned was fitted to all of them. Platt (1999) for the calibration.
+`activations`: softmax over the kinds, on the mean of a prompt's activations. `latents`: sparse, one against the rest,
+on the root of the mean of each SAE latent (means of latents differ by orders of magnitude; the root brings the rare
+ones up). `both`: the two, added with a weight each. A gate's logit is that of its own kind less log Σ exp of the
+others': a document that a novel might be is weighed against the novel, not only against plain talk. Wordings are held
+out as a whole for every figure, for the weights of the parts (temperatures, Guo et al. 2017) and for the limit; what
+is returned was fitted to all of them.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from guardedit.edits.activation_parts import Gate
 from guardedit.edits.context_texts import Example
+from guardedit.edits.gate_rows import Reader, direction_rows, encoder_rows, gate_of
 from guardedit.errors import BadRequestError, SolveError
 from guardedit.models.handle import ModelHandle
 from guardedit.models.hooks import record
 from guardedit.saes.checkpoints import Sae
-
-if TYPE_CHECKING:
-    from sklearn.linear_model import LogisticRegression
 
 Kind = Literal["both", "activations", "latents"]
 Part = Literal["activations", "latents"]
@@ -33,12 +34,11 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 FOLDS, BATCH = 5, 16
 FEWEST = 20
 """Examples of either side, at the least, that figures of a gate mean anything for."""
-STRENGTH = {"activations": 0.001, "latents": 0.3}
-"""scikit-learn's C on standardised features; for activations of 0.0005 to 0.03, by wordings in words of no bank."""
-NO_LATENT = -1
-"""Stands for a direction in a gate's list of latents."""
-ALWAYS = -1e30
-"""A threshold that every pre-activation exceeds."""
+OUTSIDE = "outside"
+"""What stands for all kinds that are not told apart."""
+STRENGTH = {"activations": 0.002, "latents": 90.0}
+"""scikit-learn's C on standardised features, for latents times the number of prompts, as few would leave none of them;
+of 0.001 to 0.01 and 90 to 900 by wordings in words of no bank."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,7 @@ def fit_gate(
 ) -> tuple[Gate, GateQuality]:
     """Fit a gate to examples and say how well it does on held-out wordings.
 
+    Examples whose `kind` is told are set against each other kind by kind, others inside against outside.
     false_fire: share of held-out prompts outside the context at which it may fire; the limit follows from it.
     Raises BadRequestError without an SAE for `latents` or with too few examples, SolveError where nothing is told
     apart.
@@ -118,48 +119,66 @@ def fit_gate(
             f"a gate needs {FEWEST} prompts inside and outside of its context, got {int(inside.sum())} and "
             f"{int((~inside).sum())}; give more in_context or out_of_context prompts"
         )
+    names, codes = kinds_of(made)
     parts: tuple[Part, ...] = ("latents", "activations") if kind == "both" else (kind,)
     features = {part: _scaled(means, part) for part in parts}
     groups = _groups(made)
-    held_out = np.stack([_held_out(features[part][0], inside, groups, part, seed) for part in parts], 1)
-    slopes, shift = _calibrated(held_out, inside)
-    told = held_out @ slopes + shift
+    held_out = [_held_out(features[part][0], codes, groups, part, seed) for part in parts]
+    heats = _temperatures(held_out, codes)
+    told = log_odds(sum(heat * one for heat, one in zip(heats, held_out, strict=True)))
     limit = _limit(told, inside, false_fire)
     quality = _quality(told, inside, limit, seed)
     if quality.auroc <= 0.5:
         raise SolveError(
             "the gate cannot tell the context from what is outside; give clearer in_context prompts"
         )
-    readers, bias = [], float(shift)
-    for part, slope in zip(parts, slopes, strict=True):
+    readers = []
+    for part, heat in zip(parts, heats, strict=True):
+        if heat == 0:
+            continue
         scaled, scale = features[part]
-        whole = _fitted(scaled, inside, part, seed)
-        bias += float(slope * whole.intercept_[0])
-        weights = torch.from_numpy(slope * whole.coef_[0] / scale).float()
-        matters = torch.from_numpy(abs(whole.coef_[0]))
-        readers.append(
-            _direction(weights, sae, hook_name)
-            if part == "activations"
-            else _encoder_rows(weights, matters, sae)
-        )
-    return _gate(hook_name, readers, sae, bias, limit), quality
+        whole = _fitted(scaled, codes, part, seed)
+        readers.append(_reader(whole, heat, scale, sae, hook_name, names))
+    return gate_of(hook_name, readers, sae, limit, names[1:] if len(names) > 2 else ()), quality
 
 
-def explained(
-    gate: Gate, made: Sequence[Example], means: Pooled, sae: Sae, top: int = 8
-) -> list[tuple[int, float]]:
-    """What an activation gate looks at, in words: the latents whose decoder directions carry most of the difference
-    between its mean logit inside and outside, each with its share of that difference."""
-    if means.latents is None:
-        return []
-    inside = torch.tensor([example.inside for example in made])
-    change = means.latents[inside].mean(0) - means.latents[~inside].mean(0)
-    rows = slice(gate.rooted, None)
-    direction = gate.w_enc[rows].T.to(sae.W_dec.dtype) @ gate.weights[rows].to(sae.W_dec.dtype)
-    carried = change * (sae.W_dec @ direction).to(change)
-    whole = (means.acts[inside].mean(0) - means.acts[~inside].mean(0)) @ direction.to(means.acts)
-    order = carried.argsort(descending=True)[:top].tolist()
-    return [(index, float(carried[index] / whole)) for index in order]
+def kinds_of(made: Sequence[Example]) -> tuple[tuple[str, ...], Array]:
+    """The kinds of context, the gate's own first, and each example's number in that list.
+
+    Kinds of fewer than `FEWEST` examples, and examples that do not say, count as one: what is outside.
+    """
+    counts = Counter(one.kind for one in made if not one.inside and one.kind)
+    rivals = [name for name, count in counts.items() if count >= FEWEST]
+    rest = any(not one.inside and one.kind not in rivals for one in made)
+    own = next((one.kind for one in made if one.inside), "")
+    names = (own, *rivals, *([OUTSIDE] if rest else []))
+    numbers = {name: number for number, name in enumerate(names[1:], 1)}
+    codes = [0 if one.inside else numbers.get(one.kind, len(names) - 1) for one in made]
+    return names, np.array(codes)
+
+
+def log_odds(logits: Array) -> Array:
+    """Of rows of kinds' logits: that of the first kind against all others, as a softmax says."""
+    from scipy.special import logsumexp
+
+    found: Array = logits[:, 0] - logsumexp(logits[:, 1:], axis=1)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Fit:
+    """What says each kind: linear in the scaled features."""
+
+    coef: Array
+    """(kinds, features)"""
+    intercept: Array
+    """(kinds,)"""
+    part: Part
+
+    def logits(self, features: Array) -> Array:
+        """(rows, kinds)"""
+        found: Array = features @ self.coef.T + self.intercept
+        return found
 
 
 def _scaled(means: Pooled, part: Part) -> tuple[Array, Array]:
@@ -179,34 +198,66 @@ def _groups(made: Sequence[Example]) -> list[int]:
     return [numbers[one.group] for one in made]
 
 
-def _fitted(features: Array, inside: Bool[Any, " n"], part: Part, seed: int) -> LogisticRegression:
+def _fitted(features: Array, codes: Array, part: Part, seed: int) -> _Fit:
+    """A row a kind. Of two kinds the second is what the first is not: its row is zero."""
     from sklearn.linear_model import LogisticRegression
 
-    sparse = part == "latents"
-    model = LogisticRegression(
-        C=STRENGTH[part], l1_ratio=1.0 if sparse else 0.0, solver="liblinear" if sparse else "lbfgs",
-        class_weight="balanced", max_iter=2000, random_state=seed,
-    )  # fmt: skip
-    return model.fit(features, inside)
+    sparse, kinds = part == "latents", int(codes.max()) + 1
+
+    def fit(wanted: Array) -> LogisticRegression:
+        return LogisticRegression(
+            C=STRENGTH[part] / (len(features) if sparse else 1), l1_ratio=1.0 if sparse else 0.0,
+            solver="liblinear" if sparse else "lbfgs", class_weight="balanced", max_iter=2000, random_state=seed,
+        ).fit(features, wanted)  # fmt: skip
+
+    if kinds > 2 and not sparse:
+        model = fit(codes)
+        return _Fit(model.coef_, model.intercept_, part)
+    coef, intercept = np.zeros((kinds, features.shape[1])), np.zeros(kinds)
+    for number in range(kinds if kinds > 2 else 1):
+        model = fit(codes == number)
+        coef[number], intercept[number] = model.coef_[0], float(model.intercept_[0])
+    return _Fit(coef, intercept, part)
 
 
-def _held_out(features: Array, inside: Any, groups: list[int], part: Part, seed: int) -> Array:
-    """Each prompt's logit under a fit that has seen no prompt of its wording."""
+def _held_out(features: Array, codes: Array, groups: list[int], part: Part, seed: int) -> Array:
+    """Each prompt's logits, (prompts, kinds), under a fit that has seen no prompt of its wording."""
     from sklearn.model_selection import StratifiedGroupKFold
 
-    found = np.zeros(len(features))
+    found = np.zeros((len(features), int(codes.max()) + 1))
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-    for train, test in folds.split(features, inside, groups):
-        found[test] = _fitted(features[train], inside[train], part, seed).decision_function(features[test])
+    for train, test in folds.split(features, codes, groups):
+        found[test] = _fitted(features[train], codes[train], part, seed).logits(features[test])
     return found
 
 
-def _calibrated(logits: Array, inside: Any) -> tuple[Array, float]:
-    """Slopes, one a part, and shift that turn logits into log-odds."""
-    from sklearn.linear_model import LogisticRegression
+def _temperatures(logits: Sequence[Array], codes: Array) -> Array:
+    """A factor a part, 0 at the least, under which the parts' sum says the kinds best: a fitted temperature each."""
+    from scipy.optimize import minimize
+    from scipy.special import log_softmax
 
-    model = LogisticRegression(C=1e3, class_weight="balanced").fit(logits, inside)
-    return model.coef_[0], float(model.intercept_[0])
+    weights = (1.0 / np.bincount(codes))[codes]
+
+    def loss(heats: Array) -> float:
+        total = sum(heat * one for heat, one in zip(heats, logits, strict=True))
+        return -float((weights * log_softmax(total, axis=1)[np.arange(len(codes)), codes]).sum())
+
+    found: Array = minimize(
+        loss, np.ones(len(logits)), method="L-BFGS-B", bounds=[(0.0, None)] * len(logits)
+    ).x
+    return found
+
+
+def _reader(
+    whole: _Fit, heat: float, scale: Array, sae: Sae | None, hook_name: str, names: Sequence[str]
+) -> Reader:
+    """A fit as rows of a gate."""
+    weights = torch.from_numpy(heat * whole.coef / scale).float()
+    bias = torch.from_numpy(heat * whole.intercept).float()
+    if whole.part == "activations":
+        return direction_rows(weights, bias, sae, hook_name, names)
+    net = whole.coef[0] - whole.coef[1:].mean(0)
+    return encoder_rows(weights, bias, torch.from_numpy(abs(net)), sae)
 
 
 def _limit(logits: Array, inside: Any, false_fire: float) -> float:
@@ -230,57 +281,4 @@ def _quality(logits: Array, inside: Any, limit: float, seed: int) -> GateQuality
         auroc=float(roc_auc_score(inside, logits)), low=float(low), high=float(high),
         fires_inside=float(fires[yes].mean()), fires_outside=float(fires[no].mean()),
         n_inside=len(yes), n_outside=len(no),
-    )  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class _Reader:
-    """Rows of a gate."""
-
-    w_enc: Tensor
-    b_enc: Tensor
-    threshold: Tensor
-    weights: Tensor
-    labels: tuple[str, ...]
-    latents: tuple[int, ...]
-    rooted: bool
-
-
-def _direction(weights: Tensor, sae: Sae | None, hook_name: str) -> _Reader:
-    """One read-out direction in place of latents: the mean of w·x is w·(the mean of x)."""
-    back = torch.zeros(1) if sae is None else (weights @ sae.b_dec.float().cpu())[None]
-    return _Reader(
-        weights[None], back, torch.full((1,), ALWAYS), torch.ones(1), (f"a direction at {hook_name}",),
-        (NO_LATENT,), rooted=False,
-    )  # fmt: skip
-
-
-def _encoder_rows(weights: Tensor, matters: Tensor, sae: Sae | None) -> _Reader:
-    """The encoder rows of the latents that were picked, those that matter most first: by weight on a feature's own
-    spread, as a rare latent has a large weight by itself."""
-    if sae is None:
-        raise BadRequestError("a gate on latents needs an SAE where it reads; use gate = 'activations'")
-    picked = weights.nonzero()[:, 0]
-    picked = picked[matters[picked].argsort(descending=True)]
-    if not len(picked):
-        raise SolveError("no latent tells the context apart; use gate = 'activations'")
-    numbers = tuple(picked.tolist())
-    return _Reader(
-        sae.W_enc.T[picked].float(), sae.b_enc[picked].float(), sae.threshold[picked].float(), weights[picked],
-        tuple(sae.labels[number].label for number in numbers), numbers, rooted=True,
-    )  # fmt: skip
-
-
-def _gate(hook_name: str, readers: Sequence[_Reader], sae: Sae | None, bias: float, limit: float) -> Gate:
-    """All rows as one gate, the rooted ones first."""
-    tensors = {
-        name: torch.cat([getattr(one, name) for one in readers]).contiguous()
-        for name in ("w_enc", "b_enc", "threshold", "weights")
-    }
-    b_dec = torch.zeros(tensors["w_enc"].shape[1]) if sae is None else sae.b_dec.float().cpu()
-    return Gate(
-        hook_name=hook_name, b_dec=b_dec, bias=bias, limit=limit, pool="mean",
-        rooted=sum(len(one.weights) for one in readers if one.rooted),
-        labels=sum((one.labels for one in readers), ()), latents=sum((one.latents for one in readers), ()),
-        **tensors,
     )  # fmt: skip

@@ -89,8 +89,8 @@ class Kit:
 
     @property
     def monitors(self) -> dict[str, Sae]:
-        """The SAEs whose input an edit can move: all but the key space's."""
-        return {name: sae for name, sae in self.saes.items() if name != key_hook(self.layer)}
+        """The SAEs that a monitoring reads."""
+        return {name: self.saes[name] for name in _watched(self.saes, self.layer, self.drift_bank)}
 
 
 def require_editor(editor: str) -> None:
@@ -143,6 +143,8 @@ def load_kit(
     digests = _verified(folder, plain["files"])
     moments = [SecondMoment.load(folder / name, handle, base_manifest) for name in plain["second_moments"]]
     saes = _saes(handle, base_manifest)
+    bank = load_bank(folder / DRIFT_BANK) if DRIFT_BANK in digests else None
+    watched = _watched(saes, plain["layer"], bank)
     kit = Kit(
         folder=folder,
         model=handle.name,
@@ -150,9 +152,9 @@ def load_kit(
         hparams=plain["hparams"],
         second_moments=_by_hook(moments, plain["layer"]),
         saes=saes,
-        policy=_policy(policy_file(folder, policy, handle.name), plain["layer"], saes),
+        policy=policy_of(policy_file(folder, policy, handle.name), known_metrics(watched)),
         preop_bank=ReferenceBank.load(folder / PREOP_BANK) if PREOP_BANK in digests else None,
-        drift_bank=load_bank(folder / DRIFT_BANK) if DRIFT_BANK in digests else None,
+        drift_bank=bank,
         maps=_maps(handle, folder, digests, base_manifest),
         risk_models=load_risk_models(folder, digests),
     )
@@ -171,8 +173,12 @@ def _by_hook(moments: Iterable[SecondMoment], layer: int) -> dict[str, SecondMom
     return found
 
 
-def _policy(path: Path, layer: int, saes: Mapping[str, Sae]) -> Policy:
-    return policy_of(path, known_metrics(name for name in saes if name != key_hook(layer)))
+def _watched(saes: Iterable[str], layer: int, bank: NullBank | None) -> tuple[str, ...]:
+    """Hooks of a monitoring: those that the bank was made with, where there is one and their SAEs are there; else all
+    whose input an edit can move, which the key space's is not. Other SAEs serve gates."""
+    moved = [name for name in saes if name != key_hook(layer)]
+    usual = set(moved) if bank is None else set(bank.hook_names)
+    return tuple(name for name in moved if name in usual) if usual <= set(moved) else tuple(moved)
 
 
 def _maps(

@@ -18,9 +18,11 @@ class GateLatent(Record):
     """Activation below which it counts as zero."""
 
 
-class GateNote(Record):
-    """When an activation edit speaks: where Σ weight·latent + bias reaches the limit in a prompt."""
+class GateNote(Grown):
+    """When an activation edit speaks: where Σ weight·latent + bias, less what speaks for the rival kinds of context,
+    reaches the limit in a prompt."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"rivals"})
     hook_name: str
     latents: tuple[GateLatent, ...]
     """Those that matter most first, where the editor says which."""
@@ -30,6 +32,8 @@ class GateNote(Record):
     """What of each latent counts over the prompt: its "max" or its "mean"."""
     rooted: int = 0
     """How many of them, the first ones, count by their square root."""
+    rivals: tuple[str, ...] = ()
+    """Kinds of context that are weighed against its own; a latent's weight is then its own less their mean."""
 
 
 class ActivationNote(Record):
