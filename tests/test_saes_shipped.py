@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from guardedit.drift.null import load_bank
+from guardedit.editors.contextual import ContextualHparams, gate_hook
 from guardedit.models.handle import ModelHandle
+from guardedit.models.hooks import key_hook
+from guardedit.pipeline.kit import DRIFT_BANK, kit_folder, watched_hooks
 from guardedit.saes import checkpoints
 from guardedit.saes.grade import aims
 
@@ -16,9 +21,29 @@ SHIPPED = checkpoints.root() / "smollm2-135m"
 FOLDERS = sorted(path.parent for path in SHIPPED.glob("*/digests.json"))
 
 
-def test_four_hooks_are_watched_key_space_mlp_output_and_two_places_of_the_residual_stream() -> None:
+def test_key_space_mlp_output_and_three_places_of_the_residual_stream_have_one() -> None:
     points = sorted(folder.name.split(".", 2)[2] for folder in FOLDERS)
-    assert points == ["hook_mlp_out", "hook_resid_post", "hook_resid_post", "mlp.hook_post"]
+    assert points == ["hook_mlp_out", *["hook_resid_post"] * 3, "mlp.hook_post"]
+
+
+def test_a_monitoring_reads_the_hooks_of_its_bank_and_gates_may_have_others() -> None:
+    bank = load_bank(kit_folder("smollm2-135m") / DRIFT_BANK)
+    names = [folder.name for folder in FOLDERS]
+    watched = watched_hooks(names, bank.layer, bank)
+    assert sorted(watched) == sorted(bank.hook_names) and set(names) - set(watched) == {
+        key_hook(bank.layer), gate_hook_of_the_default(bank.layer)
+    }  # fmt: skip
+    every = set(names) - {key_hook(bank.layer)}
+    assert set(watched_hooks(names, bank.layer, None)) == every
+    gone = [name for name in names if name != bank.hook_names[0]]
+    assert set(watched_hooks(gone, bank.layer, bank)) == every - {bank.hook_names[0]}, (
+        "which the bank refuses"
+    )
+
+
+def gate_hook_of_the_default(layer: int) -> str:
+    """Where the gates of the default model's 30 blocks read."""
+    return gate_hook(SimpleNamespace(n_layers=30), ContextualHparams(layer=layer))  # type: ignore[arg-type]
 
 
 def test_all_of_them_stay_under_sixty_megabytes() -> None:

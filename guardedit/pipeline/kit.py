@@ -90,7 +90,7 @@ class Kit:
     @property
     def monitors(self) -> dict[str, Sae]:
         """The SAEs that a monitoring reads."""
-        return {name: self.saes[name] for name in _watched(self.saes, self.layer, self.drift_bank)}
+        return {name: self.saes[name] for name in watched_hooks(self.saes, self.layer, self.drift_bank)}
 
 
 def require_editor(editor: str) -> None:
@@ -144,7 +144,7 @@ def load_kit(
     moments = [SecondMoment.load(folder / name, handle, base_manifest) for name in plain["second_moments"]]
     saes = _saes(handle, base_manifest)
     bank = load_bank(folder / DRIFT_BANK) if DRIFT_BANK in digests else None
-    watched = _watched(saes, plain["layer"], bank)
+    watched = watched_hooks(saes, plain["layer"], bank)
     kit = Kit(
         folder=folder,
         model=handle.name,
@@ -173,7 +173,7 @@ def _by_hook(moments: Iterable[SecondMoment], layer: int) -> dict[str, SecondMom
     return found
 
 
-def _watched(saes: Iterable[str], layer: int, bank: NullBank | None) -> tuple[str, ...]:
+def watched_hooks(saes: Iterable[str], layer: int, bank: NullBank | None) -> tuple[str, ...]:
     """Hooks of a monitoring: those that the bank was made with, where there is one and their SAEs are there; else all
     whose input an edit can move, which the key space's is not. Other SAEs serve gates."""
     moved = [name for name in saes if name != key_hook(layer)]
