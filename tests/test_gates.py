@@ -304,12 +304,18 @@ def test_a_gate_is_fitted_once_for_the_same_prompts_model_and_settings(
     tiny: ModelHandle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fitted: list[int] = []
+    reads: list[int] = []
 
     def counted(*args: Any, **named: Any) -> Any:
         fitted.append(1)
         return fit_gate(*args, **named)
 
+    def read(*args: Any, **named: Any) -> Any:
+        reads.append(1)
+        return pooled(*args, **named)
+
     monkeypatch.setattr(contextual, "fit_gate", counted)
+    monkeypatch.setattr(contextual, "pooled", read)
     inputs = SolveInputs(moments(), gates=GateShelf(tmp_path))
     first, again = (train_gate(tiny, FICTION, HPARAMS, inputs) for _ in range(2))
     assert len(fitted) == 1 and again.quality == first.quality and again.looks_at == first.looks_at
@@ -323,10 +329,13 @@ def test_a_gate_is_fitted_once_for_the_same_prompts_model_and_settings(
     ):  # fmt: skip
         train_gate(tiny, request, settings, inputs)
     assert len(fitted) == 5
+    assert len(reads) == 3, "another limit and another kind are fitted to what was read"
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(IntegrityError, match="delete it"):
         train_gate(tiny, FICTION, HPARAMS, inputs)
+    with pytest.raises(IntegrityError, match="delete the file"):
+        train_gate(tiny, FICTION, replace(HPARAMS, false_fire=0.2), inputs)
 
 
 def of_three_kinds(n: int = N) -> tuple[list[Example], Pooled]:

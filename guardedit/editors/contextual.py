@@ -156,15 +156,19 @@ def _fit(
     hparams: ContextualHparams,
     inputs: SolveInputs,
 ) -> Trained:
-    sae = inputs.saes.get(hook)
+    sae, texts = inputs.saes.get(hook), [example.text for example in made]
 
     def told(share: float) -> None:
         inputs.tell(
             f"reading {len(made)} prompts inside and outside the context", _GATE + (1 - _GATE) * share
         )
 
-    with preserved(handle):
-        means = pooled(handle, [example.text for example in made], hook, sae, told)
+    def read() -> Pooled:
+        with preserved(handle):
+            return pooled(handle, texts, hook, sae, told)
+
+    named = {"model": handle.hook_digest(hook), "hook": hook, "sae": None if sae is None else sae.digest}
+    means = read() if inputs.gates is None else inputs.gates.reading(texts, named, read)
     gate, quality = fit_gate(made, means, hook, kind, sae, hparams.false_fire, inputs.seed)
     return Trained(gate, quality, _in_words(gate, made, means, sae))
 

@@ -1,4 +1,5 @@
-"""Gates that were fitted once, in a folder: a plan of another fact in the same kind of context takes the same one.
+"""Gates that were fitted once, in a folder: a plan of another fact in the same kind of context takes the same one, and
+another kind of context is fitted to what was read of the same prompts.
 
 A gate follows from the weights below its hook, the prompts that it is fitted to, the SAE and the settings: these are
 its name, so a changed bank, model or SAE finds none and fits anew.
@@ -19,12 +20,12 @@ from safetensors.torch import load, save
 from guardedit.edits.activation_bytes import gate_from, gate_tensors
 from guardedit.edits.activation_parts import Gate
 from guardedit.edits.context_texts import Example
-from guardedit.edits.gates import GateQuality
+from guardedit.edits.gates import GateQuality, Pooled
 from guardedit.errors import BadRequestError, IntegrityError
 from guardedit.records import canonical, digest_of
 from guardedit.saes.files import write_atomically
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +40,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class GateShelf:
-    """One safetensors file a gate; files of other models and settings may lie beside."""
+    """One safetensors file a gate or reading; files of other models and settings may lie beside."""
 
     folder: Path
 
@@ -56,6 +57,27 @@ class GateShelf:
             found = fit()
             write_atomically(path, _encode(found))
         return _decode(path)
+
+    def reading(
+        self, texts: Sequence[str], named: Mapping[str, object], read: Callable[[], Pooled]
+    ) -> Pooled:
+        """What a model's activations were in these texts; read and kept where it is not there.
+
+        Raises IntegrityError for a file that cannot be read, and whatever `read` raises.
+        """
+        about = {**named, "format": _FORMAT, "texts": digest_of(list(texts))}
+        path = self.folder / f"read-{digest_of(about).split(':')[1]}.safetensors"
+        if not path.is_file():
+            found = read()
+            tensors = {"acts": found.acts} | ({} if found.latents is None else {"latents": found.latents})
+            write_atomically(path, save({name: one.cpu().contiguous() for name, one in tensors.items()}))
+        try:
+            kept = load(path.read_bytes())
+            return Pooled(kept["acts"], kept.get("latents"))
+        except (SafetensorError, OSError, KeyError) as error:
+            raise IntegrityError(
+                f"the activations {path} cannot be read ({error}); delete the file to read them again"
+            ) from error
 
 
 def _encode(found: Trained) -> bytes:
