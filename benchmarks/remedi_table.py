@@ -77,7 +77,7 @@ def _trimmed(case: EvalCase) -> EvalCase:
     return case.model_copy(
         update={
             "neighborhood": case.neighborhood[:NEIGHBOURS],
-            "distractor_neighborhood": (),
+            "distractors": (),
             "questions": (),
         }
     )
