@@ -41,9 +41,9 @@ from guardedit.pipeline import open as open_guard
 
 SEED, SAMPLE, NEIGHBOURS, FAR_TOKENS = 0, 100, 5, 2048
 SIZES = (10, 30, 100, 300, 768, 1536, 3072)
-SETTINGS = {"steps": 15, "stop_loss": 0.1, "facts_at_once": 32}
-CONTEXTS = 3
-"""How many of the kit's contexts are taken, the bare prompt first."""
+SETTINGS = {"steps": 15, "stop_loss": 0.1, "facts_at_once": 64}
+CONTEXTS = 1
+"""How many of the kit's contexts are taken: the bare prompt alone."""
 METRICS = ("efficacy", "paraphrase", "neighborhood", "efficacy_magnitude", "far_kl_nats", "perplexity_ratio")
 
 
