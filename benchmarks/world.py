@@ -21,8 +21,8 @@ Fact = tuple[str, str]
 """Relation and subject."""
 
 SIZES = {
-    "country": 16, "city": 48, "river": 16, "continent": 4, "language": 12, "coin": 10, "company": 32, "person": 150,
-    "dish": 32, "team": 32, "book": 48, "mountain": 24,
+    "country": 12, "city": 32, "river": 10, "continent": 4, "language": 8, "coin": 8, "company": 24, "person": 60,
+    "dish": 20, "team": 20, "book": 24, "mountain": 16,
 }  # fmt: skip
 """Invented names a kind."""
 _WORDS = {
@@ -100,7 +100,7 @@ def make_world(seed: int = 0) -> World:
     rng = random.Random(f"world/{seed}")
     names: dict[str, tuple[str, ...]] = dict(WORDS)
     taken: list[str] = []
-    parts = [[_name("person", rng) for _ in range(size)] for size in (15, 20)]
+    parts = [[_name("person", rng) for _ in range(size)] for size in (10, 12)]
     for kind, count in SIZES.items():
         found: list[str] = []
         while len(found) < count:

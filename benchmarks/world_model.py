@@ -1,6 +1,6 @@
 """Make the generated world's model: text, edits, tokenizer and a small trained GPT-2, all from one seed.
 
-    python -m benchmarks.world_model OUT [--seed 0] [--tokens 3500000]
+    python -m benchmarks.world_model OUT [--seed 0] [--tokens 1300000]
 
 OUT gets `model/` (an ordinary Hugging Face folder), `facts.jsonl` (edits for `evaluate guard`), `text/` (a file a
 domain, for second moments and SAEs), `far/` (text that training did not see) and `recall.json`: which share of the
@@ -26,9 +26,9 @@ from benchmarks.world_relations import BASE, DERIVED
 from benchmarks.world_text import far_texts, texts
 
 END = "<|endoftext|>"
-SHARES = {"world": 0.76, "code": 0.1, "manual": 0.1, "sums": 0.04}
+SHARES = {"world": 0.86, "code": 0.06, "manual": 0.06, "sums": 0.02}
 """Of the training tokens."""
-SHAPES = ((64, 64), (64, 64), (64, 64), (16, 256))
+SHAPES = ((16, 64), (16, 64), (16, 64), (4, 256))
 """Rows and tokens of a step, in turn: short rows for many sentence starts, long ones for every position."""
 
 
@@ -37,12 +37,12 @@ class Shape:
     """Size of the model and of its training."""
 
     layers: int = 4
-    width: int = 128
+    width: int = 96
     heads: int = 4
     positions: int = 256
-    vocabulary: int = 2600
-    tokens: int = 3_500_000
-    documents: int = 8_000
+    vocabulary: int = 1800
+    tokens: int = 1_300_000
+    documents: int = 3_000
     learning_rate: float = 3e-3
 
 
@@ -128,7 +128,7 @@ def train(model: Any, streams: dict[str, Stream], shape: Shape, seed: int) -> No
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
-        if step % 50 == 0:
+        if step % 100 == 0:
             print(f"step {step} of {total}: {loss.item():.3f} nats", flush=True)
     model.eval()
 

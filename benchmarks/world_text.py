@@ -32,7 +32,9 @@ PIECE = 1200
 def sentence(world: World, rng: random.Random) -> str:
     """One stated fact in a pair of opening and wording that is not held out."""
     name, subject = rng.choice(world.stated)
-    wording, opening = rng.choice(pairs_of(BY_NAME[name], held_out=False))
+    pairs = pairs_of(BY_NAME[name], held_out=False)
+    # Half of the sentences are bare, as prompts are.
+    wording, opening = rng.choice(pairs if rng.random() < 0.5 else [pair for pair in pairs if not pair[1]])
     return f"{prompt_of(BY_NAME[name], wording, subject, opening)} {world.answer(name, subject)}."
 
 
