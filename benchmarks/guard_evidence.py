@@ -62,6 +62,14 @@ def draw(frame: pd.DataFrame, folder: Path) -> None:
     fig.savefig(folder / "guard_rome.svg", metadata={"Date": None})
 
 
+def fill(text: str, name: str, body: str) -> str:
+    """The page's text with `body` between a section's markers."""
+    mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+    if not mark.search(text):
+        raise SystemExit(f"the page has no markers for {name!r}: <!-- {name} --> … <!-- end -->")
+    return mark.sub(lambda m: f"{m[1]}{body}{m[2]}", text)
+
+
 def write(frame: pd.DataFrame, page: Path, controls: pd.DataFrame, monitor: pd.DataFrame) -> None:
     """Put every section between its markers."""
     text = page.read_text("utf-8")
@@ -72,11 +80,7 @@ def write(frame: pd.DataFrame, page: Path, controls: pd.DataFrame, monitor: pd.D
         "monitor": lambda _: section_monitor(monitor, bank),
     }
     for name, section in sections.items():
-        mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        if not mark.search(text):
-            raise SystemExit(f"{page} has no markers for {name!r}: <!-- {name} --> … <!-- end -->")
-        body = section(frame)
-        text = mark.sub(lambda m, body=body: f"{m[1]}{body}{m[2]}", text)
+        text = fill(text, name, section(frame))
     page.write_text(text, "utf-8")
     draw(frame, page.parent / "images")
 

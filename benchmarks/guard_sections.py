@@ -25,6 +25,7 @@ from guardedit.evaluation.guard.fitting import OUTCOMES, fit_scope, natural_edit
 from guardedit.evaluation.guard.frames import OUT, PRED, measured
 from guardedit.evaluation.guard.operating import gate_figures, judgements, stopped_by_rule, with_harm
 from guardedit.gate.rules import load_policy
+from guardedit.models.control import DOMAINS
 from guardedit.pipeline.expecting import HARM
 from guardedit.pipeline.kit import kit_folder
 from guardedit.pipeline.levels import LEVELS, STANDARD, policy_file
@@ -82,8 +83,16 @@ def section_damage(frame: pd.DataFrame) -> str:
     """How much damage there is to predict."""
     rows = []
     for editor in editors_of(frame):
-        for outcome in (*OUTCOMES.values(), *ALSO):
-            values = natural_edits(frame, editor).get(f"{OUT}{outcome}", pd.Series(dtype=float)).dropna()
+        edits = natural_edits(frame, editor)
+        # A model's own far text has other domains than the default model's.
+        usual = {f"{OUT}far/kl_nats/{domain}" for domain in DOMAINS}
+        own = (
+            c.removeprefix(OUT)
+            for c in edits.columns
+            if c.startswith(f"{OUT}far/kl_nats/") and c not in usual
+        )
+        for outcome in dict.fromkeys([*OUTCOMES.values(), *ALSO, *own]):
+            values = edits.get(f"{OUT}{outcome}", pd.Series(dtype=float)).dropna()
             if len(values):
                 q = values.quantile([0.5, 0.9, 1.0])
                 rows.append([editor, outcome, str(len(values)), *(f"{v:.2g}" for v in q)])

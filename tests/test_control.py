@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
 from guardedit.errors import BadRequestError, MissingStatisticsError
+from guardedit.evaluation.readers import control_facts
 from guardedit.models import tokens
 from guardedit.models.control import (
     DOMAINS,
@@ -19,6 +21,7 @@ from guardedit.models.control import (
     control_digest,
     control_texts,
     load_facts,
+    next_tokens,
     prepared_folder,
 )
 from guardedit.models.control_making import make_control
@@ -118,6 +121,25 @@ def test_control_text_made_for_a_model_is_the_one_it_gets(tiny_llama: ModelHandl
     again = make_control(tiny_llama, tmp_path / "again", rounds=1, length=12)
     for name in ("prose.jsonl", "chat.jsonl", "facts.jsonl"):
         assert (again / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_model_of_another_world_is_asked_its_own_facts(tiny_llama: ModelHandle, tmp_path: Path) -> None:
+    path = tmp_path / "facts.jsonl"
+    record = {
+        "subject": "Oslo", "prompt": "{} is the capital of", "target_new": {"str": "Peru"},
+        "target_true": {"str": "Norway"},
+    }  # fmt: skip
+    lines = [{"case_id": n, "requested_rewrite": {**record, "subject": f"Oslo{n}"}} for n in range(5)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    named = control_facts(path, 3)
+    assert len(named) == 3 and {fact.answer for fact in named} == {"Norway"}
+    (top,) = next_tokens(tiny_llama, [named[0].filled])
+    said = tiny_llama.tokenizer.decode([top]).strip() or "x"
+    right = replace(named[0], answer=said)
+    make_control(tiny_llama, rounds=1, length=4, facts=[right, *named[1:]])
+    kept = load_facts(tiny_llama, known_only=False)
+    assert [fact.subject for fact in kept] == [fact.subject for fact in named]
+    assert kept[0].known == (said != "x")
 
 
 def test_broken_control_text_says_how_to_make_it_again(tiny_llama: ModelHandle) -> None:

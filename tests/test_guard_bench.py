@@ -154,6 +154,16 @@ def test_a_run_that_was_cut_off_goes_on_and_measures_nothing_twice(home: Home, t
         run_rows(bench, edits, RowFile(path, bench.header() | {"seed": 1}))
 
 
+def test_settings_over_the_kits_are_used_and_bind_the_rows(home: Home) -> None:
+    guard = home.guard()
+    plain = Bench(guard, "rome", Neighbours.of(CASES))
+    own = Bench(guard, "rome", Neighbours.of(CASES), hparams={"learning_rate": 0.125})
+    assert own.settings.learning_rate == 0.125 != plain.settings.learning_rate
+    assert own.header() == plain.header() | {"hparams": {"learning_rate": 0.125}}
+    with pytest.raises(BadRequestError, match="no setting 'haste'"):
+        _ = Bench(guard, "rome", Neighbours.of(CASES), hparams={"haste": 1}).settings
+
+
 def test_an_edit_that_cannot_be_solved_is_a_row_that_says_so(home: Home, tmp_path: Path) -> None:
     guard = home.guard()
     prompt, word = spoken(guard.handle)

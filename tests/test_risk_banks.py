@@ -11,6 +11,7 @@ from guardedit.edits.deltas import written
 from guardedit.edits.keys import keys_at_subject
 from guardedit.models.control import load_facts
 from guardedit.models.handle import ModelHandle
+from guardedit.risk import banks
 from guardedit.risk.banks import BANK_DOMAINS, control_bank, protected_bank
 from tests.risk_helpers import LAYER, WIDTH, delta_of, rank_one, some_keys
 
@@ -46,6 +47,15 @@ def test_protected_facts_are_kept_at_subject_and_last_token(tiny_llama: ModelHan
     torch.testing.assert_close(kept[5], expected, rtol=1e-4, atol=1e-5)
     without = bank.of_domain("facts", without=[facts[5].subject.upper()])
     assert len(without) == len(kept) - sum(name == facts[5].subject for name in bank.subjects)
+
+
+def test_a_model_that_knows_none_of_its_facts_has_a_protected_bank_without_them(
+    tiny_llama: ModelHandle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(banks, "load_facts", lambda handle: ())
+    bank = protected_bank(tiny_llama, LAYER, n_tokens=100)
+    assert set(bank.domains) == {"python", "prose"}
+    assert bank.of_domain("facts").shape == (0, WIDTH)
 
 
 def test_a_bank_is_read_from_the_cache_bit_for_bit(tiny_llama: ModelHandle, own_cache: Path) -> None:

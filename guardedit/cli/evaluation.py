@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -106,9 +107,8 @@ def evaluate(
         _ability(options, asking, seed)
         return
     if str(dataset) == GUARD and not dataset.exists():
-        evaluate_the_guard(
-            options, guard_job(facts, out, editor, stratum, limit, seed, split or "train", far)
-        )
+        job = guard_job(facts, out, editor, stratum, limit, seed, split or "train", far)
+        evaluate_the_guard(options, replace(job, hparams=read_hparams(hparams, editor)))
         return
     protocols = [Protocol(size, sequence) for size in batch or [1]]
     status = console().status("choosing cases")

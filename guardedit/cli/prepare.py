@@ -95,11 +95,17 @@ def stats_control(
         Path | None, typer.Option("--out", help="Folder; default: where guardedit looks for it.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling.")] = 0,
+    facts: Annotated[
+        Path | None,
+        typer.Option("--facts", help="Facts to protect, as CounterFact has them; default: well-known ones."),
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="How many of those facts.")] = 300,
     model: ModelOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Sample the control text that side effects are looked for in, from the model itself."""
+    from guardedit.evaluation.readers import control_facts
     from guardedit.models.control import prepared_folder
     from guardedit.models.control_making import make_control
 
@@ -108,7 +114,13 @@ def stats_control(
     folder = out or prepared_folder(handle)
     status = console().status("sampling")
     with status:
-        make_control(handle, folder, seed=seed, progress=lambda what, n: status.update(f"{what}: {n}"))
+        make_control(
+            handle,
+            folder,
+            seed=seed,
+            facts=control_facts(facts, limit, seed) if facts else None,
+            progress=lambda what, n: status.update(f"{what}: {n}"),
+        )
     emit(options, {"folder": str(folder)}, str(folder))
 
 

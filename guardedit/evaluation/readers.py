@@ -17,9 +17,12 @@ from guardedit.errors import BadRequestError
 from guardedit.evaluation import forms
 from guardedit.evaluation.cases import CaseSet, EvalCase
 from guardedit.evaluation.filling import choose, with_neighbours, without
+from guardedit.models.control import Fact
 from guardedit.records import digest_of_bytes
 
-__all__ = ["READERS", "CaseSet", "EvalCase", "Reader", "choose", "read_cases", "with_neighbours", "without"]
+__all__ = [
+    "READERS", "CaseSet", "EvalCase", "Reader", "choose", "control_facts", "read_cases", "with_neighbours", "without",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,18 @@ def read_cases(path: Path, split: str | None = None) -> CaseSet:
         why = f"split {split!r} (there are {splits})" if cases else f"{left_out[0][0]}: {left_out[0][1]}"
         raise BadRequestError(f"{path.name} has no usable case; {why}")
     return CaseSet(path.name, form, digest_of_bytes(data), kept, tuple(left_out))
+
+
+def control_facts(path: Path, limit: int, seed: int = 0) -> tuple[Fact, ...]:
+    """Facts of a data file for control text, `limit` of them in an order that `seed` decides, asked of no model yet.
+
+    Raises BadRequestError as `read_cases` does.
+    """
+    cases = [case for case in choose(read_cases(path).cases, seed) if case.target_true]
+    return tuple(
+        Fact(one.subject, one.prompt, one.target_true or "", one.relation or one.prompt, known=False)
+        for one in (case.request for case in cases[:limit])
+    )
 
 
 def _records(path: Path, data: bytes) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,14 @@ def make_control(
     *,
     rounds: int = 2,
     length: int = 192,
+    facts: Iterable[Fact] | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Sample `prose.jsonl` and `chat.jsonl` from the model and ask it the facts; ten minutes on one core.
 
     Each of the opening phrases and instructions is continued `rounds` times by up to `length` tokens (temperature 0.8:
-    at 1.0 a small model soon stops making sense). The same seed gives the same files on the same machine. Returns the
+    at 1.0 a small model soon stops making sense). `facts` are asked instead of the shipped table's, which a model of
+    another language or world does not know. The same seed gives the same files on the same machine. Returns the
     folder, by default the one that `control_texts` looks into for this model. The model is left as it was.
     """
     target = folder or prepared_folder(handle)
@@ -53,7 +55,7 @@ def make_control(
         _write(
             target / "chat.jsonl", _chat(handle, prompts["chat"] * rounds, length, seed + 1, teller("chat"))
         )
-        _write(target / "facts.jsonl", _facts(handle, teller("facts")))
+        _write(target / "facts.jsonl", _facts(handle, facts, teller("facts")))
     return target
 
 
@@ -84,8 +86,11 @@ _FACT_RELATIONS = (
 )  # fmt: skip
 
 
-def _facts(handle: ModelHandle, tell: Callable[[int], None]) -> list[Row]:
-    """Every pair of the plainer relations in the first wording that the model knows it in, else in the first one."""
+def _facts(handle: ModelHandle, named: Iterable[Fact] | None, tell: Callable[[int], None]) -> list[Row]:
+    """The named facts, or every pair of the plainer relations in the first wording that the model knows it in, else in
+    the first one."""
+    if named is not None:
+        return [asdict(fact) for fact in _known_or_not(handle, list(named))]
     facts: list[Fact] = []
     for row in relations():
         if row["name"] in _FACT_RELATIONS:
@@ -105,6 +110,12 @@ def _asked(handle: ModelHandle, row: Row) -> list[Fact]:
             if known or subject not in found:
                 found[subject] = Fact(subject, prompt, answer, row["name"], known)
     return list(found.values())
+
+
+def _known_or_not(handle: ModelHandle, facts: list[Fact]) -> list[Fact]:
+    tops = next_tokens(handle, [fact.filled for fact in facts])
+    words = (str(handle.tokenizer.decode([top])) for top in tops)
+    return [replace(fact, known=_begins(fact.answer, word)) for fact, word in zip(facts, words, strict=True)]
 
 
 def _begins(answer: str, token: str) -> bool:

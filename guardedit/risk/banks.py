@@ -105,7 +105,7 @@ def control_banks(
 
 def protected_bank(handle: ModelHandle, layer: int, n_tokens: int = 2000, seed: int = 0) -> KeyBank:
     """Keys that an edit must leave alone: facts at subject and last token, Python code, prose (other text than the
-    control bank's where there is enough of it)."""
+    control bank's where there is enough of it). A model that knows none of its facts has no rows of them."""
     return protected_banks(handle, (layer,), n_tokens, seed)[layer]
 
 
@@ -121,6 +121,8 @@ def protected_banks(
 
     def make(missing: Sequence[int]) -> tuple[dict[int, Tensor], list[_Row]]:
         keys, rows = _text_keys(handle, missing, texts, each)
+        if not facts:
+            return keys, rows
         prompts, subjects = [fact.filled for fact in facts], [fact.subject for fact in facts]
         at_subject = keys_at_subjects(handle, prompts, subjects, missing)
         at_last = {layer: keys_at_last(handle, prompts, layer) for layer in missing}

@@ -7,6 +7,7 @@ import lzma
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -37,6 +38,8 @@ class GuardJob:
     """Edits a stratum."""
     split: str | None = "train"
     seed: int = 0
+    hparams: Mapping[str, Any] | None = None
+    """Settings over the kit's own."""
     far: Mapping[str, Path] | None = None
     """Further far text by domain: .txt, or .jsonl(.xz) with a field "text"."""
 
@@ -53,7 +56,7 @@ def evaluate_guard(workspace: Workspace, job: GuardJob, progress: Progress | Non
     # Which facts the model knows takes minutes to ask, so it is asked once for all editors.
     chosen = {s: list(chosen_edits(workspace.handle, case_set, s, job.limit, job.seed)) for s in job.strata}
     for editor in job.editors:
-        bench = Bench(workspace, editor, pool, job.seed, far, job.out / f"{editor}-deltas")
+        bench = Bench(workspace, editor, pool, job.seed, far, job.out / f"{editor}-deltas", job.hparams or {})
         for stratum, edits in chosen.items():
             rows = RowFile(job.out / f"{editor}-{stratum}.jsonl", bench.header())
             run_rows(bench, edits, rows, progress)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,11 +49,14 @@ class Bench:
     more_far: Mapping[str, Sequence[str]] | None = None
     deltas: Path | None = None
     """Folder in which the solved deltas are kept, for other measurements of the same edits."""
+    hparams: Mapping[str, Any] = field(default_factory=dict)
+    """Settings over the kit's own."""
 
     @cached_property
     def settings(self) -> Any:
-        """The kit's, with the label contexts drawn."""
-        return with_contexts(self.workspace.handle, self.workspace.kit.settings(self.editor), self.seed)
+        """The kit's and those over them, with the label contexts drawn."""
+        settings = self.workspace.kit.settings(self.editor, self.hparams)
+        return with_contexts(self.workspace.handle, settings, self.seed)
 
     @cached_property
     def layers(self) -> tuple[int, ...]:
@@ -75,7 +78,8 @@ class Bench:
 
     def header(self) -> dict[str, Any]:
         """What the rows belong to."""
-        return {
+        named = {"hparams": dict(self.hparams)} if self.hparams else {}
+        return named | {
             "model_digest": self.workspace.handle.digest(),
             "editor": self.editor,
             "seed": self.seed,
