@@ -114,11 +114,7 @@ def fit_gate(
     apart.
     """
     inside = np.array([example.inside for example in made])
-    if min(int(inside.sum()), int((~inside).sum())) < FEWEST:
-        raise BadRequestError(
-            f"a gate needs {FEWEST} prompts inside and outside of its context, got {int(inside.sum())} and "
-            f"{int((~inside).sum())}; give more in_context or out_of_context prompts"
-        )
+    _require_enough(inside)
     names, codes = kinds_of(made)
     parts: tuple[Part, ...] = ("latents", "activations") if kind == "both" else (kind,)
     features = {part: _scaled(means, part) for part in parts}
@@ -134,12 +130,21 @@ def fit_gate(
         )
     readers = []
     for part, heat in zip(parts, heats, strict=True):
-        if heat == 0:
-            continue
-        scaled, scale = features[part]
-        whole = _fitted(scaled, codes, part, seed)
-        readers.append(_reader(whole, heat, scale, sae, hook_name, names))
+        # A part whose wordings say nothing is left out, not carried along with weights of zero.
+        if heat > 0:
+            scaled, scale = features[part]
+            whole = _fitted(scaled, codes, part, seed)
+            readers.append(_reader(whole, heat, scale, sae, hook_name, names))
     return gate_of(hook_name, readers, sae, limit, names[1:] if len(names) > 2 else ()), quality
+
+
+def _require_enough(inside: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
+    """Raise BadRequestError with too few examples on either side."""
+    if min(int(inside.sum()), int((~inside).sum())) < FEWEST:
+        raise BadRequestError(
+            f"a gate needs {FEWEST} prompts inside and outside of its context, got {int(inside.sum())} and "
+            f"{int((~inside).sum())}; give more in_context or out_of_context prompts"
+        )
 
 
 def kinds_of(made: Sequence[Example]) -> tuple[tuple[str, ...], Array]:
