@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from guardedit.editors.contextual import ContextualHparams, gate_hook
 from guardedit.edits.activation_parts import Gate
 from guardedit.edits.context_texts import Example, examples
+from guardedit.edits.gate_shelf import GateShelf
 from guardedit.edits.gates import GateQuality, Pooled, fit_gate, pooled
 from guardedit.pipeline import Guard
-from guardedit.records import EditRequest, digest_of
+from guardedit.records import EditRequest
 
 SEED = 0
 GATES = ("both", "latents", "activations", "distance")
@@ -38,14 +38,9 @@ def trained(guard: Guard, kind: str, hparams: ContextualHparams, out: Path) -> T
     handle, hook = guard.handle, gate_hook(guard.handle, hparams)
     sae = guard.kit.saes.get(hook)
     made = examples(handle, _any_request(kind), hparams.gate_examples, SEED)
-    named = digest_of([hook, *(one.text for one in made)])[7:19]
-    kept = out / f"means_{len(made)}_{named}.safetensors"
-    if not kept.is_file():
-        found = pooled(handle, [one.text for one in made], hook, sae)
-        some = {"acts": found.acts, "latents": found.latents}
-        save_file({name: one for name, one in some.items() if one is not None}, kept)
-    stored = load_file(kept)
-    means = Pooled(stored["acts"], stored.get("latents"))
+    texts = [one.text for one in made]
+    named = {"model": handle.hook_digest(hook), "hook": hook, "sae": None if sae is None else sae.digest}
+    means = GateShelf(out / "read").reading(texts, named, lambda: pooled(handle, texts, hook, sae))
     fits = {
         name: fit_gate(made, means, hook, name, sae, hparams.false_fire, SEED)  # type: ignore[arg-type]
         for name in (GATES[:3] if sae is not None else ("activations",))

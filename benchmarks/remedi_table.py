@@ -1,14 +1,14 @@
 """REMEDI with the shipped map on known facts, and how well its belief detector tells claims apart (docs/remedi.md).
 
-    python -m benchmarks.remedi_table facts    --data ../shared/data --out OUT
+    python -m benchmarks.remedi_table facts    --data ../shared/data --out OUT [--of contexts]
     python -m benchmarks.remedi_table detector --data ../shared/data --out OUT
     python -m benchmarks.remedi_table write    --out OUT --to docs/data/remedi_60.json
     python -m benchmarks.remedi_table table    docs/data/remedi_60.json
 
-The facts are the first sixty of docs/editors.md: known ones of the `edit` split, which no map was trained on. Detectors
-are fitted to claims about `train` facts and graded on claims about `edit` facts of other subjects: each fact with its
-old and with its new object, and believed is the one that the model finds likelier. Resumable case by case and block
-by block; `write` keeps figures only, no text of the data.
+The facts are the first sixty of docs/editors.md, or those of docs/contextual.md (`--of contexts`): known ones of the
+`edit` split, which no map was trained on. Detectors are fitted to claims about `train` facts and graded on claims about
+`edit` facts of other subjects: each fact with its old and with its new object, and believed is the one that the model
+finds likelier. Resumable case by case and block by block; `write` keeps figures only, no text of the data.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from benchmarks import context_table
 from benchmarks.editors_table import cases_of
 from guardedit.edits.belief_detector import Kind, fit_detector, grade
 from guardedit.edits.representations import Representations, represent
@@ -55,9 +56,9 @@ SHOWN = (
 # -- facts
 
 
-def facts(guard: Guard, data: Path, out: Path) -> None:
+def facts(guard: Guard, data: Path, out: Path, of: str) -> None:
     """Edit and measure every fact by itself, as `guardedit evaluate` does."""
-    handle, chosen = guard.handle, cases_of(guard, data, out)
+    handle, chosen = guard.handle, _chosen(guard, data, out, of)
     cases = tuple(_trimmed(case) for case in chosen.cases[:N])
     layer = guard.kit.settings("remedi").layer
     named = guard.kit.maps[f"blocks.{layer}.hook_resid_post"].digest
@@ -70,6 +71,13 @@ def facts(guard: Guard, data: Path, out: Path) -> None:
     )
     document = {**found.as_json(), "map": named, "artefact": _artefact(handle, guard, out, named)}
     (out / "facts.json").write_text(json.dumps(document))
+
+
+def _chosen(guard: Guard, data: Path, out: Path, of: str) -> Selection:
+    if of == "editors":
+        return cases_of(guard, data, out)
+    cases = context_table.cases_of(guard, data, out, "edit", N)
+    return Selection(tuple(cases), len(cases))
 
 
 def _trimmed(case: EvalCase) -> EvalCase:
@@ -215,6 +223,8 @@ def main() -> None:
         step = steps.add_parser(name)
         step.add_argument("--data", type=Path, required=True)
         step.add_argument("--out", type=Path, required=True)
+        if name == "facts":
+            step.add_argument("--of", choices=("editors", "contexts"), default="editors", help="whose facts")
     writing = steps.add_parser("write")
     writing.add_argument("--out", type=Path, required=True)
     writing.add_argument("--to", type=Path, required=True)
@@ -225,8 +235,11 @@ def main() -> None:
     elif args.step == "write":
         write(args.out, args.to)
     else:
-        measured = {"facts": facts, "detector": detector}[args.step]
-        measured(open_guard(home=args.out / "home"), args.data, args.out)
+        guard = open_guard(home=args.out / "home")
+        if args.step == "facts":
+            facts(guard, args.data, args.out, args.of)
+        else:
+            detector(guard, args.data, args.out)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from guardedit.records import canonical
 Parts = tuple[int, Action, Where, Gate | None, str]
 """Layer, action, rule, gate, label."""
 _FORMAT = 1
+_GATE_WORDS = frozenset(("hook_name", "bias", "limit", "labels", "latents", "pool", "rooted"))
 _GATE_TENSORS = ("w_enc", "b_enc", "threshold", "b_dec", "weights")
 _RIVAL_TENSORS = ("rivals", "rival_bias")
 """Of gates with rivals alone: what is said of others, and so their digests, is as it was before there were any."""
@@ -128,21 +129,12 @@ def _where(about: dict[str, Any], tensors: dict[str, Tensor]) -> Where:
 
 def _gate(about: dict[str, Any], tensors: dict[str, Tensor]) -> Gate:
     rivals = "rival_names" in about
-    if about.keys() - {"rival_names"} != {
-        "hook_name",
-        "bias",
-        "limit",
-        "labels",
-        "latents",
-        "pool",
-        "rooted",
-    }:
+    if about.keys() - {"rival_names"} != _GATE_WORDS:
         raise ValueError(f"a gate of {sorted(about)}")
     wanted = _GATE_TENSORS + (_RIVAL_TENSORS if rivals else ())
     parts: dict[str, Any] = {name: tensors.pop(f"gate.{name}") for name in wanted}
-    parts |= {
-        name: tuple(about.pop(name)) for name in ("labels", "latents", *(("rival_names",) if rivals else ()))
-    }
+    lists = ("labels", "latents", "rival_names") if rivals else ("labels", "latents")
+    parts |= {name: tuple(about.pop(name)) for name in lists}
     return Gate(**parts, **about)
 
 
