@@ -16,10 +16,13 @@ from pipeline_helpers import Home, home, request_of, world
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
+from guardedit.cli.guarding import guard_job
+from guardedit.edits.deltas import Dense, EditDelta, change_of, post_images, restore, saved
 from guardedit.errors import BadRequestError, StaleError
 from guardedit.evaluation.cases import EvalCase
 from guardedit.evaluation.guard.adversarial import KINDS, adversarial
 from guardedit.evaluation.guard.association import auroc_worst, figure, gain, spearman
+from guardedit.evaluation.guard.command import GuardJob
 from guardedit.evaluation.guard.far_sample import FarSample, looked_at
 from guardedit.evaluation.guard.findings import avoided, combined_risk
 from guardedit.evaluation.guard.frames import measured, read_rows, rows_digest, to_frame, write_rows
@@ -27,6 +30,8 @@ from guardedit.evaluation.guard.outcome_prompts import Neighbours, named, outcom
 from guardedit.evaluation.guard.predictors import seen_by_the_guard
 from guardedit.evaluation.guard.rows import Bench, one_row, run_rows
 from guardedit.evaluation.guard.strata import Chosen, chosen_edits
+from guardedit.evaluation.guard.together import Together, run_together
+from guardedit.evaluation.protocol import Protocol
 from guardedit.evaluation.rowfile import RowFile
 from guardedit.models.handle import ModelHandle
 
@@ -152,6 +157,84 @@ def test_a_run_that_was_cut_off_goes_on_and_measures_nothing_twice(home: Home, t
     assert len(list((tmp_path / "deltas").iterdir())) == 2
     with pytest.raises(StaleError, match="differs in"):
         run_rows(bench, edits, RowFile(path, bench.header() | {"seed": 1}))
+
+
+def test_the_command_line_s_job_holds_every_option(tmp_path: Path) -> None:
+    far = tmp_path / "novels.jsonl"
+    job = guard_job(
+        tmp_path / "facts",
+        tmp_path / "out",
+        "memit",
+        ["known"],
+        7,
+        3,
+        "train",
+        [f"fiction={far}"],
+        [10, 1],
+        5,
+    )
+    assert job == GuardJob(
+        facts=tmp_path / "facts",
+        out=tmp_path / "out",
+        editors=("memit",),
+        strata=("known",),
+        limit=7,
+        split="train",
+        seed=3,
+        hparams=None,
+        far={"fiction": far},
+        together=(Protocol(10), Protocol(1, 5)),
+    )
+
+
+# -- many edits in one model
+
+
+def test_a_batch_is_a_row_that_leaves_the_model_alone_and_is_not_measured_again(
+    home: Home, tmp_path: Path
+) -> None:
+    guard = home.guard()
+    bench = Bench(guard, "emmet", Neighbours.of(CASES))
+    edits = [Chosen("known", case) for case in CASES[:3]]
+    before = guard.handle.digest()
+    found = run_together(bench, edits, Together("emmet", Protocol(2)), tmp_path)
+    assert [row["stratum"] for row in found] == ["batch of 2"]
+    assert found[0]["error"] is None
+    assert found[0]["outcomes"]["far/kl_nats"] > 0
+    assert "hidden_cosine" not in found[0]["predictors"]
+    assert guard.handle.digest() == before
+    assert run_together(bench, edits, Together("emmet", Protocol(2)), tmp_path) == found
+
+
+def test_a_sequence_of_edits_is_measured_as_their_sum_on_the_unedited_model(
+    home: Home, tmp_path: Path
+) -> None:
+    guard = home.guard()
+    bench = Bench(guard, "rome", Neighbours.of(CASES))
+    edits = [Chosen("known", case) for case in CASES[:2]]
+    before = guard.handle.digest()
+    (row,) = run_together(bench, edits, Together("rome", Protocol(1, 2)), tmp_path)
+    assert (row["stratum"], row["error"]) == ("sequence of 2", None)
+    assert guard.handle.digest() == before
+    # By hand: solve, write, solve on top, and take the difference of the weights.
+    requests = tuple(bench.request(one.case) for one in edits)
+    parameter = guard.handle.rewrite_parameter(bench.settings.layer)
+    old = saved(guard.handle, [parameter])
+    for number, request in enumerate(requests):
+        delta = bench.solve((request,), requests[:number])
+        restore(guard.handle, post_images(guard.handle, delta))
+    moved = guard.handle.oriented(parameter).detach().double().clone()
+    restore(guard.handle, old)
+    total = Dense(moved - guard.handle.oriented(parameter).detach().double())
+    by_hand = EditDelta((change_of(guard.handle, parameter, total),), "rome", {}, {})
+    far = bench.far.moves(by_hand)
+    assert row["outcomes"]["far/kl_nats"] == pytest.approx(far["kl_nats"], rel=1e-6)
+    assert row["predictors"]["delta_norm_ratio"] > 0
+
+
+def test_batches_of_an_editor_of_single_facts_are_refused() -> None:
+    with pytest.raises(BadRequestError, match="rome takes one fact at a time"):
+        Together("rome", Protocol(10))
 
 
 def test_settings_over_the_kits_are_used_and_bind_the_rows(home: Home) -> None:

@@ -107,7 +107,7 @@ def evaluate(
         _ability(options, asking, seed)
         return
     if str(dataset) == GUARD and not dataset.exists():
-        job = guard_job(facts, out, editor, stratum, limit, seed, split or "train", far)
+        job = guard_job(facts, out, editor, stratum, limit, seed, split or "train", far, batch, sequence)
         evaluate_the_guard(options, replace(job, hparams=read_hparams(hparams, editor)))
         return
     protocols = [Protocol(size, sequence) for size in batch or [1]]

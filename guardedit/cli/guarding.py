@@ -47,25 +47,29 @@ def evaluate_the_guard(options: Options, job: GuardJob) -> None:
 
 def guard_job(
     facts: Path | None, out: Path | None, editor: str, strata: Sequence[str] | None, limit: int | None, seed: int,
-    split: str | None, far: Sequence[str] | None,
+    split: str | None, far: Sequence[str] | None, batch: Sequence[int] | None, sequence: int,
 ) -> GuardJob:  # fmt: skip
     """The job that the options describe; raises BadRequestError where one is missing."""
     from guardedit.evaluation.guard.command import GuardJob
     from guardedit.evaluation.guard.strata import STRATA
+    from guardedit.evaluation.protocol import Protocol
 
+    together = [*(Protocol(size) for size in batch or () if size > 1)]
+    together += [Protocol(1, sequence)] if sequence > 1 else []
     if facts is None or out is None:
         raise BadRequestError(
             "evaluate guard needs --facts FILE (CounterFact) and --out FOLDER, where its rows are kept"
         )
     return GuardJob(
-        facts,
-        out,
-        (editor,),
-        tuple(strata or STRATA),
-        limit or 100,
-        split,
-        seed,
-        dict(map(_named_file, far or ())),
+        facts=facts,
+        out=out,
+        editors=(editor,),
+        strata=tuple(strata or STRATA),
+        limit=limit or 100,
+        split=split,
+        seed=seed,
+        far=dict(map(_named_file, far or ())),
+        together=tuple(together),
     )
 
 

@@ -16,12 +16,15 @@ from guardedit.errors import BadRequestError
 from guardedit.evaluation.guard.frames import to_frame, write_rows
 from guardedit.evaluation.guard.outcome_prompts import Neighbours
 from guardedit.evaluation.guard.rows import Bench, Progress, run_rows
-from guardedit.evaluation.guard.strata import STRATA, chosen_edits
+from guardedit.evaluation.guard.strata import KNOWN, STRATA, chosen_edits
+from guardedit.evaluation.guard.together import Together, run_together
+from guardedit.evaluation.protocol import Protocol
 from guardedit.evaluation.readers import read_cases
 from guardedit.evaluation.rowfile import RowFile
 from guardedit.pipeline.workspace import Workspace
 
 TABLE = "guard_rows.parquet"
+VALUES = "values"
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class GuardJob:
     """Settings over the kit's own."""
     far: Mapping[str, Path] | None = None
     """Further far text by domain: .txt, or .jsonl(.xz) with a field "text"."""
+    together: Sequence[Protocol] = ()
+    """Batches and sequences of the known facts, in place of single edits."""
 
 
 def evaluate_guard(workspace: Workspace, job: GuardJob, progress: Progress | None = None) -> pd.DataFrame:
@@ -54,10 +59,22 @@ def evaluate_guard(workspace: Workspace, job: GuardJob, progress: Progress | Non
     case_set = read_cases(job.facts, job.split)
     pool, far = Neighbours.of(case_set.cases), far_texts(job.far or {})
     # Which facts the model knows takes minutes to ask, so it is asked once for all editors.
-    chosen = {s: list(chosen_edits(workspace.handle, case_set, s, job.limit, job.seed)) for s in job.strata}
+    strata = (KNOWN,) if job.together else job.strata
+    chosen = {s: list(chosen_edits(workspace.handle, case_set, s, job.limit, job.seed)) for s in strata}
     for editor in job.editors:
-        bench = Bench(workspace, editor, pool, job.seed, far, job.out / f"{editor}-deltas", job.hparams or {})
-        for stratum, edits in chosen.items():
+        bench = Bench(
+            workspace,
+            editor,
+            pool,
+            job.seed,
+            far,
+            job.out / f"{editor}-deltas",
+            job.hparams or {},
+            job.out / VALUES,
+        )
+        for protocol in job.together:
+            run_together(bench, chosen[KNOWN], Together(editor, protocol), job.out, progress)
+        for stratum, edits in chosen.items() if not job.together else ():
             rows = RowFile(job.out / f"{editor}-{stratum}.jsonl", bench.header())
             run_rows(bench, edits, rows, progress)
     frame = gathered(job.out)
@@ -98,5 +115,12 @@ def _check(job: GuardJob) -> None:
         unknown = [one for one in name if one not in known]
         if unknown:
             raise BadRequestError(f"{unknown[0]!r} is unknown; choose from {', '.join(known)}")
+    for editor in job.editors:
+        for protocol in job.together:
+            Together(editor, protocol)
+    if job.together and KNOWN not in job.strata:
+        raise BadRequestError(
+            "batches and sequences are made of known facts: leave --stratum out, or name known"
+        )
     if job.limit < 1:
         raise BadRequestError(f"limit is {job.limit}; at least one edit is tried")

@@ -13,13 +13,16 @@ from guardedit.audit.files import write_atomic
 from guardedit.editors import EDITORS
 from guardedit.edits.deltas import EditDelta, encode
 from guardedit.edits.inputs import SolveInputs
+from guardedit.edits.value_shelf import ValueShelf
 from guardedit.errors import BadRequestError, GuardeditError, SolveError
+from guardedit.evaluation.cases import EvalCase
 from guardedit.evaluation.datasets import with_contexts
 from guardedit.evaluation.guard.far_sample import FarSample
 from guardedit.evaluation.guard.outcome_prompts import Neighbours, named, outcome_prompts
 from guardedit.evaluation.guard.predictors import guard_scores, seen_by_the_guard, trivial
 from guardedit.evaluation.guard.strata import Chosen
 from guardedit.evaluation.rowfile import RowFile
+from guardedit.models.handle import ModelHandle
 from guardedit.models.hooks import key_hook
 from guardedit.pipeline.asking import complete
 from guardedit.pipeline.measuring import key_layer, risk_contexts
@@ -29,6 +32,7 @@ from guardedit.records import EditRequest, RiskReport
 from guardedit.risk.compare import Compared, compare
 from guardedit.risk.context import RiskContext
 from guardedit.risk.key_view import views_of
+from guardedit.risk.many import SURROUNDED, sample_requests
 from guardedit.risk.measure import measure
 from guardedit.risk.rehearsal import RehearsalView
 
@@ -51,6 +55,8 @@ class Bench:
     """Folder in which the solved deltas are kept, for other measurements of the same edits."""
     hparams: Mapping[str, Any] = field(default_factory=dict)
     """Settings over the kit's own."""
+    values: Path | None = None
+    """Folder of the values that locate-then-edit editors find: the same facts, alone and in batches, need them once."""
 
     @cached_property
     def settings(self) -> Any:
@@ -75,6 +81,18 @@ class Bench:
     def far(self) -> FarSample:
         """Control text that the guard did not calibrate on."""
         return FarSample.of(self.workspace.handle, min(self.layers), self.seed, self.more_far)
+
+    def solve(self, requests: Sequence[EditRequest], earlier: Sequence[EditRequest] = ()) -> EditDelta:
+        """The editor's update for these requests on the model as it is now; named neighbours are not seen."""
+        bare = tuple(request.model_copy(update={"neighborhood": ()}) for request in requests)
+        kit = self.workspace.kit
+        shelf = ValueShelf(self.values) if self.values is not None else None
+        inputs = SolveInputs(kit.second_moments, self.seed, kit.saes, tuple(earlier), values=shelf)
+        return EDITORS[self.editor].solve(self.workspace.handle, bare, self.settings, inputs)
+
+    def request(self, case: EvalCase) -> EditRequest:
+        """The case's request as a careful person files it."""
+        return named(complete(self.workspace.handle, case.request), self.pool, NAMED, self.seed)
 
     def header(self) -> dict[str, Any]:
         """What the rows belong to."""
@@ -107,7 +125,7 @@ def run_rows(
 def one_row(bench: Bench, one: Chosen) -> dict[str, Any]:
     """Solve one edit, score it and measure it."""
     started = time.process_time()
-    handle, case = bench.workspace.handle, one.case
+    case = one.case
     row: dict[str, Any] = {
         "stratum": one.stratum,
         "case_id": case.case_id,
@@ -115,19 +133,17 @@ def one_row(bench: Bench, one: Chosen) -> dict[str, Any]:
         "error": None,
     }
     try:
-        request = named(complete(handle, case.request), bench.pool, NAMED, bench.seed)
+        request = bench.request(case)
         row |= {
             "subject": request.subject, "relation": request.prompt,
             "target_new": request.target_new, "target_true": request.target_true,
         }  # fmt: skip
-        bare = request.model_copy(update={"neighborhood": ()})
-        inputs = SolveInputs(bench.workspace.kit.second_moments, bench.seed, bench.workspace.kit.saes)
-        delta = EDITORS[bench.editor].solve(handle, (bare,), bench.settings, inputs)
+        delta = bench.solve((request,))
     except (SolveError, BadRequestError) as error:
         return row | {"error": str(error), "seconds": time.process_time() - started}
     row["seconds_solving"] = time.process_time() - started
     _keep(bench, one, delta)
-    return row | _measured(bench, request, delta) | {"seconds": time.process_time() - started}
+    return row | measured_together(bench, (request,), delta) | {"seconds": time.process_time() - started}
 
 
 def _keep(bench: Bench, one: Chosen, delta: EditDelta) -> None:
@@ -136,14 +152,12 @@ def _keep(bench: Bench, one: Chosen, delta: EditDelta) -> None:
         write_atomic(bench.deltas / f"{one.stratum}-{one.case.case_id}.safetensors", encode(delta))
 
 
-def _measured(bench: Bench, request: EditRequest, delta: EditDelta) -> dict[str, Any]:
-    report, view = _risk(bench, request, delta)
-    seen, about = seen_by_the_guard(view)
+def measured_together(bench: Bench, requests: Sequence[EditRequest], delta: EditDelta) -> dict[str, Any]:
+    """Scores and damage of one delta for one or many requests; the model has to be the unedited one."""
+    report, view = _risk(bench, requests, delta)
     handle = bench.workspace.handle
-    near = [probe.prompt for one in view.views for probe in one.near.probes]
-    simple = trivial(handle, request, near, view.context.layer)
-    prompts = outcome_prompts(handle, request, bench.pool, seen, about, bench.seed)
-    texts, groups = prompts.flat()
+    simple = _trivial(handle, view) if len(requests) == 1 else {}
+    texts, groups = _outcome_texts(bench, requests, view)
     try:
         compared = compare(handle, delta, texts, ["near"] * len(texts))
         far = bench.far.moves(delta)
@@ -157,13 +171,39 @@ def _measured(bench: Bench, request: EditRequest, delta: EditDelta) -> dict[str,
     }
 
 
-def _risk(bench: Bench, request: EditRequest, delta: EditDelta) -> tuple[RiskReport, RehearsalView]:
+def _trivial(handle: ModelHandle, view: RehearsalView) -> dict[str, float | None]:
+    (one,) = view.views
+    return trivial(handle, one.request, [probe.prompt for probe in one.near.probes], view.context.layer)
+
+
+def _outcome_texts(
+    bench: Bench, requests: Sequence[EditRequest], view: RehearsalView
+) -> tuple[list[str], list[str]]:
+    """Prompts that no score rests on, around each request or a sample of them, and the group of each."""
+    seen, about = seen_by_the_guard(view)
+    # What a batch edits is no bystander of another of its edits.
+    edited = [request.subject for request in requests] if len(requests) > 1 else []
+    texts: list[str] = []
+    groups: list[str] = []
+    for index in sample_requests(len(requests), SURROUNDED, bench.seed):
+        found = outcome_prompts(
+            bench.workspace.handle, requests[index], bench.pool, seen, [*about, *edited], bench.seed
+        )
+        for prompt, group in zip(*found.flat(), strict=True):
+            texts.append(prompt)
+            groups.append(group)
+    return texts, groups
+
+
+def _risk(
+    bench: Bench, requests: Sequence[EditRequest], delta: EditDelta
+) -> tuple[RiskReport, RehearsalView]:
     """The report that a plan of this edit would hold, and the prompts that it rests on."""
     first, *rest = bench.layers
     context = bench.contexts[first]
-    views = views_of(context, [request])
+    views = views_of(context, requests)
     others = [bench.contexts[layer] for layer in rest if layer in bench.contexts]
-    return measure(context, [request], delta, others, views), RehearsalView(context, views, delta)
+    return measure(context, requests, delta, others, views), RehearsalView(context, views, delta)
 
 
 def by_group(compared: Sequence[Compared], groups: Sequence[str]) -> dict[str, float | int]:
