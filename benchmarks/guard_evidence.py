@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.guard_sections import SECTIONS, SEED, editors_of, section_controls
+from benchmarks.guard_together import section_together
 from benchmarks.monitor_findings import section_monitor
 from guardedit.drift.null import load_bank
 from guardedit.evaluation.guard.command import gathered
@@ -77,6 +78,7 @@ def write(frame: pd.DataFrame, page: Path, controls: pd.DataFrame, monitor: pd.D
     sections = {
         **SECTIONS,
         "controls": lambda rows: section_controls(rows, controls),
+        "together": section_together,
         "monitor": lambda _: section_monitor(monitor, bank),
     }
     for name, section in sections.items():

@@ -52,10 +52,17 @@ HOOK=blocks.$LAYER.mlp.hook_post
 [ -f "$MODEL/$HOOK/digests.json" ] || guardedit sae train --layer "$LAYER" --texts "$WORLD/text" --hook "$HOOK" \
     --tokens 150000 --samples 300000 --latents 768 --active 16
 
+tried() {
+    guardedit evaluate guard --facts "$WORLD/facts.jsonl" --stratum known --out "$OUT" \
+        --far "world=$WORLD/far/world.jsonl" --far "manual=$WORLD/far/manual.jsonl" "$@"
+}
 for job in "rome $ROME" "memit $MEMIT" "finetune $FINETUNE"; do
-    guardedit evaluate guard --facts "$WORLD/facts.jsonl" --stratum known --editor "${job% *}" --limit "${job#* }" \
-        --out "$OUT" --far "world=$WORLD/far/world.jsonl" --far "manual=$WORLD/far/manual.jsonl"
+    tried --editor "${job% *}" --limit "${job#* }"
 done
+
+# In place of single edits, those of the same facts that end up in one model.
+tried --editor memit --limit "$ROME" --batch 10 --batch 50
+tried --editor rome --limit "$ROME" --sequence 50
 
 "$PY" -m benchmarks.guard_evidence table "$OUT" --to docs/data/world_rows.parquet
 guardedit calibrate docs/data/world_rows.parquet --out "$FOLDER/risk_model.json"

@@ -24,6 +24,7 @@ import pandas as pd
 
 from benchmarks.guard_evidence import fill
 from benchmarks.guard_sections import SECTIONS, shown, table
+from benchmarks.guard_together import section_together
 from benchmarks.reference_bank import read_delta
 from benchmarks.world import Fact, World, make_world, prompt_of
 from benchmarks.world_relations import BASE, BY_NAME, RELATIONS
@@ -156,7 +157,11 @@ def write(rows: pd.DataFrame, ripple: pd.DataFrame, recall: dict[str, Any], page
     """Put every section between its markers."""
     text = page.read_text("utf-8")
     bodies = {name: SECTIONS[name](rows) for name in SHOWN}
-    bodies |= {"ripple": section_ripple(ripple), "recall": section_recall(recall)}
+    bodies |= {
+        "together": section_together(rows),
+        "ripple": section_ripple(ripple),
+        "recall": section_recall(recall),
+    }
     for name, body in bodies.items():
         text = fill(text, name, body)
     page.write_text(text, "utf-8")
