@@ -7,7 +7,8 @@
 OUT is a folder of `evaluate guard --editor rome`, whose stored deltas are taken up. *Size*: known facts whose edit did
 little on text and prompts that the monitor does not read, none of them in the monitor's reference bank; and *shams*,
 edits towards what the model says anyway. *Power*: real edits in the worst tenth of some scope by the same measure, and
-leaks of graded size (benchmarks/planted_leaks.py) behind carriers, which are the first of those edits. Resumable; `table` keeps figures only.
+leaks of graded size (benchmarks/planted_leaks.py) behind carriers, which are the first of those edits.
+Resumable; `table` keeps figures only.
 """
 
 from __future__ import annotations
