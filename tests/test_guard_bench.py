@@ -232,6 +232,20 @@ def test_a_sequence_of_edits_is_measured_as_their_sum_on_the_unedited_model(
     assert row["predictors"]["delta_norm_ratio"] > 0
 
 
+def test_a_batch_holds_one_edit_a_subject_and_a_sequence_takes_them_as_they_come() -> None:
+    names = ("France", "France", "Peru", "Chile", "Peru")
+    edits = [
+        Chosen("known", EvalCase(case_id=str(i), request=request_of(2, subject=who, target_true="Oslo")))
+        for i, who in enumerate(names)
+    ]
+
+    def ids(protocol: Protocol) -> list[list[str]]:
+        return [[one.case.case_id for one in group] for group in Together("emmet", protocol).groups(edits)]
+
+    assert ids(Protocol(2)) == [["0", "2"], ["1", "3"]]
+    assert ids(Protocol(1, 2)) == [["0", "1"], ["2", "3"]]
+
+
 def test_batches_of_an_editor_of_single_facts_are_refused() -> None:
     with pytest.raises(BadRequestError, match="rome takes one fact at a time"):
         Together("rome", Protocol(10))

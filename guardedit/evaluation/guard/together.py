@@ -24,7 +24,6 @@ from guardedit.evaluation.methods import Session
 from guardedit.evaluation.protocol import Protocol
 from guardedit.evaluation.rowfile import RowFile
 from guardedit.evaluation.solved import DeltaShelf, Solved
-from guardedit.executors import split
 from guardedit.models.handle import ModelHandle
 from guardedit.records import EditRequest, digest_of
 
@@ -55,9 +54,25 @@ class Together:
         return f"{self.editor}-{self.protocol.name}"
 
     def groups(self, edits: Sequence[Chosen]) -> list[list[Chosen]]:
-        """Edits by model, in their order; those that would not fill a last one are left out."""
+        """Edits by model, in their order; those that would not fill a last one are left out.
+
+        A batch holds one edit a subject: two with the same words up to the subject's end share a key, and no solve
+        gives it two values.
+        """
         size = max(self.protocol.batch, self.protocol.sequence)
-        return [list(group) for group in split(list(edits), size) if len(group) == size]
+        groups: list[list[Chosen]] = []
+        for edit in edits:
+            free = (one for one in groups if len(one) < size and not self._collides(one, edit))
+            group = next(free, None)
+            if group is None:
+                groups.append([edit])
+            else:
+                group.append(edit)
+        return [group for group in groups if len(group) == size]
+
+    def _collides(self, group: Sequence[Chosen], edit: Chosen) -> bool:
+        subject = edit.case.request.subject
+        return self.protocol.batch > 1 and any(one.case.request.subject == subject for one in group)
 
 
 def run_together(
