@@ -50,10 +50,18 @@ def evaluate(
     ] = False,
     split: Annotated[str | None, typer.Option("--split", help="Only this split of the file.")] = None,
     batch: Annotated[
-        list[int] | None, typer.Option("--batch", help="Facts solved as one. Repeatable, for a curve.")
+        list[int] | None,
+        typer.Option(
+            "--batch",
+            help="Facts solved as one. Repeatable, for a curve; of guard, in place of single edits.",
+        ),
     ] = None,
     sequence: Annotated[
-        int, typer.Option("--sequence", help="Edits on top of each other before all are taken back.")
+        int,
+        typer.Option(
+            "--sequence",
+            help="Edits on top of each other before all are taken back; of guard, in place of single ones.",
+        ),
     ] = 1,
     chat: Annotated[bool, typer.Option("--chat", help="Also through the chat template.")] = False,
     neighbours: Annotated[
