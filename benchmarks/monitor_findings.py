@@ -19,6 +19,10 @@ from guardedit.evaluation.bootstrap import estimate
 SEED = 0
 SCOPES = {**{domain: f"far_kl_{domain}" for domain in FAR_DOMAINS}, RELATION: "near_kl"}
 """Where a leak may be found -> the monitor's score."""
+CHOSEN_ON = (
+    "1938", "7349", "20879", "11553", "3529", "1141", "1622", "6726", "4031", "13943",
+)  # fmt: skip
+"""Edits that had been monitored when two limits were changed: their alarms say nothing of the new ones."""
 UNNAMED = ("subject", "target", "paraphrase")
 """Rules about the edit's own subject, which say nothing of a leak, begin with these."""
 
@@ -31,8 +35,14 @@ def section_monitor(table: pd.DataFrame, bank: NullBank) -> str:
 def alarms(table: pd.DataFrame, bank: NullBank) -> str:
     """Share of edits without a leak at which an alarm goes off; what could not be measured is no alarm."""
     rows = ["| edits | n | shipped limits | beyond the bank | limits broken |", "|---|---|---|---|---|"]
-    for kind, name in (("mild", "real edits that did little elsewhere"), ("sham", "shams")):
-        calm = table[(table["kind"] == kind) & (table["scope"] == "")]
+    plain = table[table["scope"] == ""]
+    seen = plain["case_id"].isin(CHOSEN_ON)
+    for name, calm in (
+        ("real edits that did little elsewhere", plain[(plain["kind"] == "mild") & ~seen]),
+        ("the same, those that limits were chosen on", plain[(plain["kind"] == "mild") & seen]),
+        ("shams", plain[plain["kind"] == "sham"]),
+        ("real edits in the worst tenth of some scope", plain[plain["kind"] == "harmful"]),
+    ):
         if len(calm):
             limits = [float(bool(rules)) for rules in calm["broken"]]
             beyond = [float(bool(_beyond(row, bank))) for _, row in calm.iterrows()]

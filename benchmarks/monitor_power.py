@@ -40,12 +40,15 @@ from guardedit.evaluation.guard.fitting import OUTCOMES
 from guardedit.evaluation.guard.outcome_prompts import Neighbours
 from guardedit.evaluation.readers import read_cases
 from guardedit.evaluation.rowfile import RowFile
-from guardedit.gate.policy import judge, lineage_scores
+from guardedit.gate.policy import Policy, judge, lineage_scores
+from guardedit.gate.rules import load_policy
 from guardedit.pipeline import Guard
 from guardedit.pipeline import open as open_guard
 from guardedit.pipeline.asking import complete
+from guardedit.pipeline.kit import kit_folder
+from guardedit.pipeline.levels import POLICY
 from guardedit.pipeline.monitoring import MONITOR_SIZES
-from guardedit.records import DriftReport, EditRequest
+from guardedit.records import DriftReport, EditRequest, Score
 from guardedit.risk.neighbours import generated_probes
 
 SEED = 0
@@ -188,22 +191,33 @@ def _rows_of(
 
 
 def _verdict(lab: Lab, report: DriftReport) -> dict[str, Any]:
-    scores = (*report.scores, *lineage_scores(report.scores))
-    judged = judge(scores, lab.guard.kit.policy, (), "postop", datetime.now(UTC), "one", "rome")
+    judged = _judged(report.scores, lab.guard.kit.policy)
     return {
-        "outcome": judged.outcome,
-        "broken": [f.rule for f in judged.findings if f.verdict == "fail" and f.level != "advisory"],
+        "outcome": judged["outcome"],
+        "broken": judged["broken"].split(),
         "scores": {s.name: s.value for s in report.scores if s.value is not None},
     }
 
 
-def kept(out: Path) -> pd.DataFrame:
-    """The rows as a table: figures only, no text."""
+def _judged(scores: Sequence[Score], policy: Policy) -> dict[str, str]:
+    """Outcome after the write, and the binding rules that are broken."""
+    found = judge((*scores, *lineage_scores(scores)), policy, (), "postop", datetime.now(UTC), "one", "rome")
+    broken = [f.rule for f in found.findings if f.verdict == "fail" and f.level != "advisory"]
+    return {"outcome": found.outcome, "broken": " ".join(broken)}
+
+
+def _score(name: str, value: float) -> Score:
+    """A score of a row that is kept; how many units stood behind it is not, and no limit may fail for that."""
+    return Score(name=name, value=value, unit="", stage="postop", scope="model", n=1_000_000)
+
+
+def kept(out: Path, policy: Policy) -> pd.DataFrame:
+    """The rows as a table, judged by this policy: figures only, no text."""
     lines = (out / "monitor" / "power.jsonl").read_text("utf-8").splitlines()[1:]
     rows = [json.loads(line) for line in lines]
     flat = [
         {k: v for k, v in row.items() if k not in ("broken", "scores")}
-        | {"broken": " ".join(row["broken"])}
+        | _judged([_score(*one) for one in row["scores"].items()], policy)
         | {f"score.{name}": value for name, value in row["scores"].items()}
         for row in rows
     ]
@@ -228,7 +242,7 @@ def main() -> None:
     keeping.add_argument("--to", type=Path, required=True)
     args = parser.parse_args()
     if args.step == "table":
-        kept(args.out).to_parquet(args.to)
+        kept(args.out, load_policy(kit_folder("smollm2-135m") / POLICY)).to_parquet(args.to)
         return
     cases = {case.case_id: case for case in read_cases(args.facts, "train").cases}
     lab = Lab(open_guard(home=args.out / "home-monitor"), cases, args.out)
