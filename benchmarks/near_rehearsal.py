@@ -1,0 +1,191 @@
+"""How many neighbours have to be rehearsed, and which? Each prompt's own movement, for edits tried before.
+
+    python -m benchmarks.near_rehearsal run OUT --rows docs/data/guard_rows.parquet --facts FILE
+    python -m benchmarks.near_rehearsal table docs/data/near_rehearsal.parquet
+
+Every natural ROME edit of the guard's table is solved again, and KL(before ‖ rehearsed) of the next token is kept for
+each near prompt that the guard rehearses, those that the request names apart, and for up to eighty other subjects of
+the relation. Of those, the first twelve are what `near/kl_nats` of the table is the mean of. Resumable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from guardedit.audit.files import write_atomic
+from guardedit.edits.deltas import encode
+from guardedit.evaluation.cases import EvalCase
+from guardedit.evaluation.guard.association import auroc_worst, figure, spearman
+from guardedit.evaluation.guard.fitting import natural_edits
+from guardedit.evaluation.guard.frames import read_rows
+from guardedit.evaluation.guard.outcome_prompts import Neighbours, outcome_prompts
+from guardedit.evaluation.guard.predictors import seen_by_the_guard
+from guardedit.evaluation.guard.rows import NAMED, Bench
+from guardedit.evaluation.readers import read_cases
+from guardedit.evaluation.rowfile import RowFile
+from guardedit.pipeline import open as open_guard
+from guardedit.risk.compare import compare
+from guardedit.risk.key_view import views_of
+from guardedit.risk.rehearsal import RehearsalView
+
+SEED, MOST = 0, 80
+COUNTS = (2, 5, 12, 24, 48)
+REPEATS = 20
+"""Random draws of so many neighbours a figure."""
+
+
+def run(out: Path, rows: pd.DataFrame, facts: Path) -> None:
+    """A row an edit."""
+    guard, case_set = open_guard(home=out / "home-near"), read_cases(facts, "train")
+    bench = Bench(guard, "rome", Neighbours.of(case_set.cases), SEED)
+    by_id = {case.case_id: case for case in case_set.cases}
+    file = RowFile(out / "near.jsonl", {"model": guard.handle.digest(), "seed": SEED, "most": MOST})
+    done = {row["case_id"] for row in file.load()}
+    edits = natural_edits(rows, "rome")
+    for number, (case_id, stratum) in enumerate(
+        zip(edits["case_id"], edits["stratum"], strict=True), start=1
+    ):
+        if case_id not in done:
+            file.append({"case_id": case_id} | _moved(bench, by_id[case_id], stratum, out))
+            print(f"{number} of {len(edits)}", file=sys.stderr, flush=True)
+
+
+def _moved(bench: Bench, case: EvalCase, stratum: str, out: Path) -> dict[str, Any]:
+    handle, request = bench.workspace.handle, bench.request(case)
+    delta = bench.solve((request,))
+    write_atomic(out / "rome-deltas" / f"{stratum}-{case.case_id}.safetensors", encode(delta))
+    context = bench.contexts[bench.layers[0]]
+    view = RehearsalView(context, views_of(context, (request,)), delta)
+    named = set(request.neighborhood)
+    rehearsed = [(one.prompt in named, one.kl_nats) for one in view.of("near")]
+    seen, about = seen_by_the_guard(view)
+    first = outcome_prompts(handle, request, bench.pool, seen, about, SEED).groups["near"]
+    rest = [request.prompt.replace("{}", who) for who in bench.pool.around(request, SEED)]
+    others = [prompt for prompt in dict.fromkeys(rest) if prompt not in {*seen, *first}]
+    prompts = [*first, *others][:MOST]
+    found = compare(handle, delta, prompts, ["near"] * len(prompts))
+    return {
+        "rehearsed": [kl for _, kl in rehearsed],
+        "named": [is_named for is_named, _ in rehearsed],
+        "outcome": [one.kl_nats for one in found[: len(first)]],
+        "others": [one.kl_nats for one in found[len(first) :]],
+    }
+
+
+def kept(out: Path, rows: pd.DataFrame) -> pd.DataFrame:
+    """Figures only, with each edit's relation as a number."""
+    lines = (out / "near.jsonl").read_text("utf-8").splitlines()[1:]
+    relations = dict(zip(rows["case_id"], pd.factorize(rows["relation"])[0], strict=True))
+    return pd.DataFrame(
+        [row | {"relation": int(relations[row["case_id"]])} for row in map(json.loads, lines)]
+    )
+
+
+# -- figures
+
+
+def section_rehearsal(table: pd.DataFrame) -> str:
+    """How well means over prompts of each kind order the outcome, and how well the outcome orders itself."""
+    rng = np.random.default_rng(SEED)
+    outcome = _means(table["outcome"])
+    groups = table["relation"].to_numpy().astype(str)
+    body = []
+    for name, values in _predictors(table, rng):
+        rho, area = (figure(one, values, outcome, groups, SEED) for one in (spearman, auroc_worst))
+        if rho is not None and area is not None:
+            shown = [f"{f.value:.2f} ({f.low:.2f} to {f.high:.2f})" for f in (rho, area)]
+            body.append(f"| {name} | {rho.n} | {shown[0]} | {shown[1]} |")
+    head = "| mean KL over | n | Spearman with the outcome | AUROC, worst tenth |\n|---|---|---|---|\n"
+    halves = [_halves(table["outcome"], rng) for _ in range(REPEATS)]
+    agree = float(np.mean(halves))
+    return (
+        head
+        + "\n".join(body)
+        + f"\n\nTwo halves of the outcome's own prompts agree with a Spearman of {agree:.2f} "
+        f"(mean of {REPEATS} ways to halve them), so all of them with as many others by about "
+        f"{2 * agree / (1 + agree):.2f} (Spearman and Brown).\n"
+    )
+
+
+def _predictors(table: pd.DataFrame, rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray]]:
+    yield "all that the guard rehearses", _means(table["rehearsed"])
+    pairs = list(zip(table["rehearsed"], table["named"], strict=True))
+    for name, wanted in (
+        (f"the {NAMED} that the request names", True),
+        ("those that the guard finds itself", False),
+    ):
+        yield (
+            name,
+            np.array(
+                [
+                    _mean([kl for kl, is_named in zip(*one, strict=True) if is_named == wanted])
+                    for one in pairs
+                ]
+            ),
+        )
+    for count in COUNTS:
+        yield (
+            f"{count} other subjects of the relation",
+            _means([_drawn(own, count, rng) for own in table["others"]]),
+        )
+
+
+def _drawn(values: Sequence[float], count: int, rng: np.random.Generator) -> Sequence[float]:
+    """So many of them; nothing where there are fewer."""
+    return list(rng.choice(values, count, replace=False)) if len(values) >= count else []
+
+
+def _halves(columns: Sequence[Sequence[float]], rng: np.random.Generator) -> float:
+    left, right = [], []
+    for values in columns:
+        order = rng.permutation(len(values))
+        half = len(values) // 2
+        left.append(_mean([values[i] for i in order[:half]]))
+        right.append(_mean([values[i] for i in order[half : 2 * half]]))
+    a, b = np.array(left), np.array(right)
+    there = np.isfinite(a) & np.isfinite(b)
+    return spearman(a[there], b[there])
+
+
+def _means(columns: Sequence[Sequence[float]]) -> np.ndarray:
+    return np.array([_mean(values) for values in columns])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if len(values) else float("nan")
+
+
+def main() -> None:
+    """Parse and run one step."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    steps = parser.add_subparsers(dest="step", required=True)
+    running = steps.add_parser("run")
+    running.add_argument("out", type=Path)
+    running.add_argument("--rows", type=Path, default=Path("docs/data/guard_rows.parquet"))
+    running.add_argument("--facts", type=Path, required=True)
+    keeping = steps.add_parser("keep")
+    keeping.add_argument("out", type=Path)
+    keeping.add_argument("--rows", type=Path, default=Path("docs/data/guard_rows.parquet"))
+    keeping.add_argument("--to", type=Path, required=True)
+    steps.add_parser("table").add_argument("figures", type=Path)
+    args = parser.parse_args()
+    if args.step == "run":
+        run(args.out, read_rows(args.rows), args.facts)
+    elif args.step == "keep":
+        kept(args.out, read_rows(args.rows)).to_parquet(args.to, compression="zstd", index=False)
+    else:
+        print(section_rehearsal(pd.read_parquet(args.figures)))
+
+
+if __name__ == "__main__":
+    main()
