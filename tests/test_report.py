@@ -12,6 +12,7 @@ from pathlib import Path
 
 import builders
 import pytest
+from builder_parts import digest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -268,7 +269,7 @@ def test_an_unjudged_limit_never_reads_as_kept() -> None:
 
 def test_an_undone_edit_is_told_apart_from_one_that_did_harm_or_was_never_judged() -> None:
     passed = builders.eiffel_committed().model_copy(
-        update={"outcome": "rolled-back", "digest_after": builders.digest("base")}
+        update={"outcome": "rolled-back", "digest_after": digest("base")}
     )
     harmed = builders.finetune_rolled_back()
     unknown = harmed.model_copy(
@@ -282,7 +283,7 @@ def test_an_undone_edit_is_told_apart_from_one_that_did_harm_or_was_never_judged
 
 
 def test_a_live_version_that_is_neither_is_pointed_out() -> None:
-    moved = builders.france_blocked().model_copy(update={"digest_after": builders.digest("other")})
+    moved = builders.france_blocked().model_copy(update={"digest_after": digest("other")})
     assert any("another version" in w for w in report.sheet_of(moved).story.warnings)
     assert not report.sheet_of(builders.france_blocked()).story.warnings
 
@@ -290,7 +291,7 @@ def test_a_live_version_that_is_neither_is_pointed_out() -> None:
 def test_a_decision_about_another_plan_is_not_taken_for_one_about_this() -> None:
     audit = builders.eiffel_committed()
     assert audit.decision is not None
-    strange = audit.decision.model_copy(update={"plan_digest": builders.digest("another plan")})
+    strange = audit.decision.model_copy(update={"plan_digest": digest("another plan")})
     text = Page(page_of(audit.model_copy(update={"decision": strange}))).text
     assert "it does not cover this plan" in text
     assert "it does not cover this plan" not in Page(page_of(audit)).text

@@ -15,6 +15,7 @@ from typing import Any
 
 import builders
 import pytest
+from builder_parts import EIFFEL
 
 from guardedit.audit import mlflow_content as content
 from guardedit.audit import mlflow_runs, mlflow_store, report, tracking
@@ -186,7 +187,7 @@ def test_inputs_carry_their_whole_digest(tracker: Tracker, uri: str) -> None:
 
 
 def test_nothing_is_cut_short_or_hidden(tracker: Tracker, uri: str) -> None:
-    request = builders.EIFFEL.model_copy(update={"subject": "Eiffel\u202eTower", "reason": "because " * 2000})
+    request = EIFFEL.model_copy(update={"subject": "Eiffel\u202eTower", "reason": "because " * 2000})
     audit = builders.eiffel_committed()
     audit = audit.model_copy(update={"plan": audit.plan.model_copy(update={"requests": (request,)})})
     tracker.log_audit(audit)
