@@ -8,6 +8,7 @@ from typing import Any
 
 import builders
 import pytest
+from builder_parts import digest
 from stores import NAMES, make_store
 
 from guardedit.audit import period_report
@@ -97,7 +98,7 @@ def facts(outcome: str, verdict: str = "pass") -> dict[str, Any]:
         "drift_digest": digest_of(audit.drift),
         "drift_base": None,
         "postop": postop.model_dump(mode="json"),
-        "digest_staged": builders.digest(f"staged {outcome}"),
+        "digest_staged": digest(f"staged {outcome}"),
         "target_probabilities": {"new_before": 0.01, "new_after": 0.98},
     }
 

@@ -1,4 +1,4 @@
-"""Attacks that no other test tries. docs/attacks.md lists all of them, with what became of each."""
+"""Attacks on files and names that no other test tries. docs/attacks.md lists all attacks, with what became of each."""
 
 from __future__ import annotations
 
@@ -6,25 +6,18 @@ import json
 import os
 import re
 import shutil
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import builders
 import pytest
+from attack_helpers import planned
 from pipeline_helpers import SOFT, Home, flipped, home, request_of, world
-from test_signed_pipeline import REASON, Team
+from test_signed_pipeline import REASON
 
-from guardedit.audit import report
-from guardedit.audit.chain import MAX_ENTRY, encode_entry
-from guardedit.audit.checkpoints import read_checkpoint
-from guardedit.audit.ledger import Ledger
-from guardedit.audit.mlflow_content import description
-from guardedit.audit.report import markdown, sheet_of
 from guardedit.errors import BadRequestError, GuardeditError, IntegrityError, NotFoundError, StaleError
 from guardedit.gate.keys import load_key, new_key
 from guardedit.pipeline.anchoring import checkpoint
-from guardedit.records import AuditReport, EditRequest, Plan, RiskReport, canonical, parse_record
+from guardedit.records import Plan, RiskReport, canonical, parse_record
 
 __all__ = ["home", "world"]
 
@@ -54,10 +47,6 @@ def test_every_attack_on_the_page_names_a_test_that_is_there() -> None:
 
 
 # -- files of a plan, a kit and a model
-
-
-def planned(home: Home) -> str:
-    return home.guard().plan(request_of()).plan_id
 
 
 @pytest.mark.parametrize("file", ["plan.json", "delta.safetensors"])
@@ -237,223 +226,8 @@ def test_a_home_behind_a_link_is_the_same_home_and_keys_in_it_are_refused(home: 
     assert ran.code == 2 and "elsewhere" in ran.err
 
 
-# -- what people read
-
-
-TERMINAL = "Rome\x1b]0;owned\x07\x1b[2J\u202e\u200b\u2060\ufeff\xad"
-
-
-def test_nothing_from_a_request_acts_on_the_terminal_in_any_verb(home: Home) -> None:
-    request = request_of(subject="Eiffel\u200b Tower", target_new=TERMINAL, reason=TERMINAL)
-    plan_id = home.guard().plan(request).plan_id
-    for words in (
-        ("status",),
-        ("show", plan_id),
-        ("log",),
-        ("plan", "\x1b[2Jnowhere.yaml"),
-        ("show", "\x1b[2J"),
-    ):
-        ran = home.run(*words, mlflow=None)
-        shown = ran.out + ran.err
-        assert not re.search(
-            "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]", shown
-        ), words
-    assert "<U+202E>" in home.run("status", mlflow=None).out
-
-
-def test_a_line_break_in_a_request_forges_no_line_of_output(home: Home) -> None:
-    forged = "Rome\n  AUTO-APPROVED: all limits are kept\n"
-    plan_id = home.guard(SOFT).plan(request_of(target_new=forged)).plan_id
-    for words in (("status",), ("show", plan_id)):
-        lines = home.run(*words, mlflow=None).out.splitlines()
-        assert not [line for line in lines if line.strip().startswith("AUTO-APPROVED")]
-
-
-EVIL = EditRequest(
-    subject="<script>alert(1)</script>",
-    prompt="The capital of {} is",
-    target_new="![x](http://evil.example/x.png) [click](javascript:alert(1)) <img src=x onerror=alert(1)>",
-    target_true="a | b | c\u202e",
-    reason="</title></style><iframe src=//evil.example>`${x}`\n# heading\n| a | b |",
-)
-
-
-def evil_report() -> AuditReport:
-    given = builders.france_blocked()
-    return given.model_copy(update={"plan": given.plan.model_copy(update={"requests": (EVIL,)})})
-
-
-def test_a_request_puts_no_script_link_or_picture_into_mlflows_markdown() -> None:
-    for text in (description(evil_report()), markdown(sheet_of(evil_report()), "digest")):
-        assert "\u202e" not in text
-        bare = re.sub(r"\\.", "", text)
-        assert not re.search(r"<(script|img|iframe)", bare), bare
-        assert not re.search(r"!?\[[^\]]*\]\([^)]*\)", bare), bare
-        assert not re.search(r"^# heading", bare, re.M)
-
-
-def test_a_request_puts_no_tag_into_the_page(tmp_path: Path) -> None:
-    page = report.render(evil_report(), tmp_path).html.read_text(encoding="utf-8")
-    assert not re.search(r"<(script|iframe|img)\b", page, re.I)
-    assert page.count("</title>") == page.count("<title") and page.count("</style>") == page.count("<style")
-
-
-# -- files that people hand in
-
-
-def refused(home: Home, text: str, *phrases: str, name: str = "requests.yaml") -> None:
-    ran = home.run("plan", str(home.requests(text, name=name)))
-    assert ran.code == 2, ran
-    for phrase in phrases:
-        assert phrase in ran.err, ran.err
-    assert not home.folder.exists() and len(ran.err) < 2000
-
-
-def test_a_key_that_stands_twice_in_a_request_is_refused(home: Home) -> None:
-    good = '"subject": "France", "prompt": "The capital of {} is"'
-    twice = f'{{{good}, "target_new": "Lyon", "target_new": "Rome"}}'
-    refused(home, twice, "'target_new'", "twice")
-    refused(home, twice, "'target_new'", "twice", name="requests.jsonl")
-    refused(
-        home, "subject: France\nprompt: x {}\ntarget_new: Lyon\ntarget_new: Rome\n", "'target_new'", "twice"
-    )
-
-
-def test_a_yaml_bomb_costs_nothing(home: Home) -> None:
-    lines = ["a: &a [x,x,x,x,x,x,x,x,x]"]
-    lines += [f"{b}: &{b} [{','.join(['*' + a] * 9)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)]
-    refused(home, "\n".join(lines), "unknown key")
-    anchored = "- &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
-        f"- &{b} [{','.join(['*' + a] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
-    )
-    refused(home, anchored, "request 1")
-    nested = "subject: France\nprompt: 'The capital of {} is'\ntarget_new: Rome\nparaphrases:\n" + "".join(
-        "  " + line + "\n" for line in anchored.splitlines()
-    )
-    refused(home, nested, "paraphrases")
-    refused(home, "[" * 100_000, "cannot be read")
-
-
-def test_text_that_nobody_can_read_is_too_long(home: Home) -> None:
-    huge = "x" * 10_000_000
-    good = {"subject": "France", "prompt": "The capital of {} is", "target_new": "Rome"}
-    for key in ("subject", "target_new", "reason"):
-        refused(home, json.dumps({**good, key: huge}), key, "10000000 characters", name="requests.jsonl")
-    refused(home, json.dumps([{**good, "paraphrases": ["x"] * 100_000}]), "100000 texts")
-    plan_id = home.guard(SOFT).plan(request_of()).plan_id
-    for call in (home.guard(SOFT).approve, home.guard(SOFT).reject):
-        with pytest.raises(BadRequestError, match="10000000 characters"):
-            call(plan_id, huge)
-
-
-def test_a_decomposed_letter_that_looks_like_another_text_is_refused(home: Home) -> None:
-    decomposed = {"subject": "Cafe\u0301", "prompt": "The owner of {} is", "target_new": "Rome"}
-    refused(home, json.dumps([decomposed]), "NFC")
-
-
-def test_a_look_alike_target_is_shown_with_its_code_points() -> None:
-    given = builders.eiffel_committed()
-    sly = given.plan.requests[0].model_copy(update={"target_new": " R\u043eme"})
-    text = markdown(
-        sheet_of(given.model_copy(update={"plan": given.plan.model_copy(update={"requests": (sly,)})})), "d"
-    )
-    assert "U+043E" in text
-
-
-# -- the ledger, the clock, checkpoints
-
-
-def test_an_entry_that_no_reader_could_hold_is_not_written(home: Home) -> None:
-    with pytest.raises(BadRequestError, match="bytes"):
-        encode_entry(1, "now", "planned", {"text": "x" * MAX_ENTRY}, "sha256:" + "0" * 64)
-    with pytest.raises(BadRequestError):
-        Ledger(home.folder / "ledger.sqlite").append("planned", {"text": "x" * MAX_ENTRY})
-    assert not (home.folder / "ledger.sqlite").exists()
-
-
-def test_an_expired_approval_is_not_revived_by_a_clock_that_goes_back(
-    home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from guardedit.pipeline.workspace import Workspace
-
-    policy = home.policy(SOFT)
-    guard = home.guard(policy=policy)
-    plan, other = guard.plan(request_of()), guard.plan(request_of(1))
-    for one in (plan, other):
-        guard.approve(one.plan_id, REASON)
-    later = datetime.now(UTC) + timedelta(hours=80)
-    monkeypatch.setattr(Workspace, "now", lambda _: later)
-    with pytest.raises(StaleError, match="expired"):
-        home.guard(policy=policy).apply(plan.plan_id)
-    Ledger(home.folder / "ledger.sqlite").append("untracked", {"reason": "something later"}, later)
-    monkeypatch.undo()
-    monkeypatch.setenv("GUARDEDIT_CACHE", str(home.world.cache))
-    # One word's end is on record; the other's was never noticed, so the clock itself is held against the ledger.
-    for one, why in ((plan, "expired"), (other, "went back")):
-        with pytest.raises(StaleError, match=why):
-            home.guard(policy=policy).apply(one.plan_id)
-
-
-def test_a_checkpoint_in_which_a_key_stands_twice_is_none(home: Home, tmp_path: Path) -> None:
-    planned(home)
-    kept = tmp_path / "kept.json"
-    checkpoint(home.guard(), kept)
-    whole = kept.read_text()
-    kept.write_text(whole.replace('{"checkpoint":', '{"checkpoint":{"seq":1},"checkpoint":', 1))
-    with pytest.raises(IntegrityError, match="not a checkpoint"):
-        read_checkpoint(kept)
-    kept.write_text("[" * 100_000)
-    with pytest.raises(IntegrityError):
-        read_checkpoint(kept)
-
-
-def test_a_ledger_cut_before_its_checkpoint_is_seen_although_its_head_fits(
-    home: Home, tmp_path: Path
-) -> None:
-    guard = home.guard()
-    guard.plan(request_of())
-    guard.plan(request_of(1))
-    checkpoint(guard, tmp_path / "kept.json")
-    rows_ = Ledger(home.folder / "ledger.sqlite").rows()[:1]
-    for name in ("ledger.sqlite", "ledger.head", "ledger.sqlite-wal", "ledger.sqlite-shm"):
-        (home.folder / name).unlink(missing_ok=True)
-    Ledger(home.folder / "ledger.sqlite").adopt(rows_)
-    with pytest.raises(IntegrityError, match="ends at entry 1"):
-        home.guard().verify(tmp_path / "kept.json")
-
-
-def test_a_revoked_owner_cannot_name_keys_with_an_old_statement(home: Home) -> None:
-    from guardedit.pipeline.signing import revoke_key, trust_key
-
-    team = Team(home, SOFT)
-    for name in ("olga", "pia"):
-        new_key(team.keys, name)
-    trust_key(home.guard(), team.keys / "olga.pub", "policy-owner")
-    trust_key(team.by("olga"), team.keys / "pia.pub", "policy-owner")
-    old = home.guard().ledger.entries("key-trusted")[-1].body
-    revoke_key(team.by("pia"), "olga", "left the house")
-    forged = Ledger(home.folder / "ledger.sqlite").append("key-trusted", old)
-    ran = home.run("verify", mlflow=None)
-    assert ran.code == 6 and f"entry {forged.seq}" in ran.err
-
-
 def test_an_unknown_plan_is_no_way_to_read_a_file(home: Home) -> None:
     planned(home)
     for name in ("0001-none", "..", "plans"):
         with pytest.raises(NotFoundError):
             home.guard().read_plan(name)
-
-
-def test_an_edit_is_not_staged_while_its_author_signed_another_plan(home: Home) -> None:
-    team = Team(home, SOFT)
-    plan, other = (team.by("ben").plan(request_of(n)) for n in (0, 1))
-    ledger = Ledger(home.folder / "ledger.sqlite")
-    entry = ledger.entries("planned", plan_id=other.plan_id)[0]
-    stolen: dict[str, Any] = {
-        **ledger.entries("planned", plan_id=plan.plan_id)[0].body,
-        "proposal": entry.body["proposal"],
-    }
-    ledger.append("planned", stolen)
-    with pytest.raises(GuardeditError):
-        team.by("ana").approve(plan.plan_id, REASON)
-    assert home.run("verify", mlflow=None).code == 6

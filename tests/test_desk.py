@@ -17,6 +17,7 @@ from typing import Any
 import builders
 import pytest
 from audit_helpers import EVIL
+from builder_parts import digest
 from desk_helpers import everything_in
 from pipeline_helpers import SOFT, Home, empty_mlflow, home, mlflow_home, request_of, world
 
@@ -75,7 +76,7 @@ def test_a_page_depends_on_what_an_approval_names_and_on_nothing_else() -> None:
         {"created": audit.plan.created},
     ):
         assert page_of(audit.model_copy(update=later), Terms()) == made
-    other = audit.model_copy(update={"plan_digest": builders.digest("another plan")})
+    other = audit.model_copy(update={"plan_digest": digest("another plan")})
     assert page_of(other, Terms()).trace_id != made.trace_id
 
 

@@ -8,17 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from saes_helpers import folder
 
 from guardedit.errors import BadRequestError, IntegrityError, StatisticsMismatchError, TooFewTokensError
 from guardedit.models.handle import ModelHandle
 from guardedit.models.hooks import record
 from guardedit.saes import checkpoints, command, quality, texts
 from guardedit.saes.batches import all_inliers, normalisation, stream
-from guardedit.saes.calibrate import Thresholded, pre_activations, thresholds, to_half
+from guardedit.saes.calibrate import to_half
 from guardedit.saes.gather import Store, gather
 from guardedit.saes.plan import Stores, TrainPlan, prepare
 from guardedit.saes.train import TrainSettings, Weights, train
-from tests.conftest import SENTENCES
+
+__all__ = ["folder"]
 
 HOOK = "blocks.1.mlp.hook_post"
 SETTINGS = TrainSettings(d_sae=96, k=6, samples=12_000, batch_size=128, lr=3e-3, bf16=False)
@@ -34,23 +36,6 @@ def stop_at(unit: int) -> object:
             raise Interrupted
 
     return progress
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two domains to train on and one that is held out whole; every document is unlike the others."""
-    base = tmp_path_factory.mktemp("texts")
-    (base / "held_out").mkdir()
-    for name, path in (("places", base), ("code", base), ("unseen", base / "held_out")):
-        documents = [
-            " ".join(
-                [f"{name} {i}:"] + [SENTENCES[(i * 7 + j * 3 + len(name)) % len(SENTENCES)] for j in range(4)]
-            )
-            for i in range(60)
-        ]
-        lines = "".join(json.dumps({"text": text}) + "\n" for text in documents)
-        (path / f"{name}.jsonl").write_text(lines)
-    return base
 
 
 @pytest.fixture(scope="module")
@@ -255,86 +240,6 @@ def test_a_longer_prefix_extends_the_store_instead_of_starting_anew(
     short = Store(stores.train.folder, rows.prefix(2500), 1000)
     long = Store(stores.train.folder, rows, 1000)
     assert short.shards[:2] == long.shards[:2]
-
-
-def test_documents_keep_their_split_and_no_split_shares_one(folder: Path) -> None:
-    files = texts.find_files([folder])
-    parts = {
-        split: texts.read_split(files, split, seed=5, held_out_share=0.3)
-        for split in ("train", "calibrate", "test")
-    }
-    sets = {split: {text for group in found.values() for text in group} for split, found in parts.items()}
-    assert not sets["train"] & sets["calibrate"]
-    assert not sets["train"] & sets["test"]
-    assert not sets["calibrate"] & sets["test"]
-    assert "unseen" not in parts["train"]
-    assert len(parts["test"]["unseen"]) == 60
-
-
-def test_text_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BadRequestError, match="nowhere"):
-        texts.find_files([tmp_path / "nowhere"])
-    with pytest.raises(BadRequestError, match=r"no \.txt"):
-        texts.find_files([tmp_path])
-
-
-def planted() -> tuple[Weights, torch.Tensor]:
-    """Orthogonal directions and data made of exactly two of them a token: a perfect autoencoder exists."""
-    generator = torch.Generator().manual_seed(0)
-    directions = torch.linalg.qr(torch.randn(16, 16, generator=generator)).Q
-    chosen = torch.rand(4000, 16, generator=generator).topk(2, dim=-1).indices
-    acts = torch.zeros(4000, 16).scatter_(-1, chosen, 1.0 + torch.rand(4000, 2, generator=generator))
-    return Weights(directions.T.contiguous(), torch.zeros(16), directions, torch.zeros(16)), acts @ directions
-
-
-def test_thresholds_reach_the_target_l0_and_recover_a_planted_code() -> None:
-    weights, x = planted()
-    threshold, _ = thresholds(weights, [x], k=2)
-    coder = Thresholded(weights, threshold)
-    assert quality.mean_l0(coder, x) == pytest.approx(2.0, abs=0.01)
-    assert quality.explained_variance(coder.reconstruct, x) > 0.999
-
-
-def test_a_fixed_threshold_makes_latents_independent_where_top_k_does_not() -> None:
-    weights, x = planted()
-    threshold, _ = thresholds(weights, [x], k=2)
-    coder = Thresholded(weights, threshold)
-    pushed = x[:1] + 3 * weights.W_dec[5]
-    others = torch.arange(16) != 5
-    torch.testing.assert_close(
-        coder.encode(pushed)[:, others], coder.encode(x[:1])[:, others], atol=1e-5, rtol=0
-    )
-    top = pre_activations(weights, pushed).topk(2).indices
-    before = pre_activations(weights, x[:1]).topk(2).indices
-    assert len(set(top[0].tolist()) & set(before[0].tolist())) < 2
-
-
-def test_explained_variance_is_one_for_the_identity_and_zero_for_the_mean() -> None:
-    x = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
-    assert quality.explained_variance(lambda part: part, x) == 1.0
-    assert quality.explained_variance(lambda part: x.mean(0).expand_as(part), x) == pytest.approx(
-        0.0, abs=1e-6
-    )
-
-
-def test_leakage_is_wholly_explained_by_a_perfect_autoencoder_and_not_at_all_by_an_orthogonal_one() -> None:
-    weights, x = planted()
-    threshold, _ = thresholds(weights, [x], k=2)
-    moment = (x.T @ x).double() / len(x)
-    share, explained = quality.leakage_share(Thresholded(weights, threshold), moment, x[:5], x)
-    assert share == pytest.approx(1.0, abs=1e-3)
-    assert explained == pytest.approx(1.0, abs=1e-3)
-    silent = Thresholded(weights, torch.full((16,), 1e6))
-    assert quality.leakage_share(silent, moment, x[:5], x) == (0.0, 0.0)
-
-
-def test_pca_with_all_components_reconstructs_and_with_fewer_loses() -> None:
-    _, x = planted()
-    moment, mean = (x.T @ x).double() / len(x), x.double().mean(0)
-    assert quality.explained_variance(quality.pca_reconstruction(moment, mean, 16), x) == pytest.approx(
-        1.0, abs=1e-5
-    )
-    assert 0 < quality.explained_variance(quality.pca_reconstruction(moment, mean, 4), x) < 0.6
 
 
 def test_splicing_in_a_perfect_reconstruction_changes_no_loss(

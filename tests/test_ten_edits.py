@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_lineage import chained, counted
+from lineage_helpers import chained, counted
 
 import guardedit
 from guardedit.config import cache_folder
