@@ -23,7 +23,7 @@ import pandas as pd
 from guardedit.audit.files import write_atomic
 from guardedit.edits.deltas import encode
 from guardedit.evaluation.cases import EvalCase
-from guardedit.evaluation.guard.association import auroc_worst, figure, spearman
+from guardedit.evaluation.guard.association import Statistic, auroc_worst, figure, spearman
 from guardedit.evaluation.guard.fitting import natural_edits
 from guardedit.evaluation.guard.frames import read_rows
 from guardedit.evaluation.guard.outcome_prompts import Neighbours, outcome_prompts
@@ -37,7 +37,7 @@ from guardedit.risk.key_view import views_of
 from guardedit.risk.rehearsal import RehearsalView
 
 SEED, MOST = 0, 80
-COUNTS = (2, 5, 12, 24, 48)
+COUNTS = (2, 5, 12, 24)
 REPEATS = 20
 """Random draws of so many neighbours a figure."""
 
@@ -93,54 +93,44 @@ def kept(out: Path, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def section_rehearsal(table: pd.DataFrame) -> str:
-    """How well means over prompts of each kind order the outcome, and how well the outcome orders itself."""
+    """How well means over prompts of each kind order the outcome, and how well the outcome orders itself; edits with
+    enough other subjects only, so that all lines are about the same ones."""
     rng = np.random.default_rng(SEED)
-    outcome = _means(table["outcome"])
-    groups = table["relation"].to_numpy().astype(str)
-    body = []
-    for name, values in _predictors(table, rng):
-        rho, area = (figure(one, values, outcome, groups, SEED) for one in (spearman, auroc_worst))
-        if rho is not None and area is not None:
-            shown = [f"{f.value:.2f} ({f.low:.2f} to {f.high:.2f})" for f in (rho, area)]
-            body.append(f"| {name} | {rho.n} | {shown[0]} | {shown[1]} |")
-    head = "| mean KL over | n | Spearman with the outcome | AUROC, worst tenth |\n|---|---|---|---|\n"
-    halves = [_halves(table["outcome"], rng) for _ in range(REPEATS)]
-    agree = float(np.mean(halves))
-    return (
-        head
-        + "\n".join(body)
-        + f"\n\nTwo halves of the outcome's own prompts agree with a Spearman of {agree:.2f} "
-        f"(mean of {REPEATS} ways to halve them), so all of them with as many others by about "
-        f"{2 * agree / (1 + agree):.2f} (Spearman and Brown).\n"
+    table = table[[len(own) >= max(COUNTS) for own in table["others"]]].reset_index(drop=True)
+    outcome, groups = _means(table["outcome"]), table["relation"].to_numpy().astype(str)
+    lines = ["| mean KL over | n | Spearman with the outcome | AUROC, worst tenth |", "|---|---|---|---|"]
+    for name, draws in _predictors(table, rng):
+        n, *cells = len(table), *(_figures(one, draws, outcome, groups) for one in (spearman, auroc_worst))
+        lines.append(f"| {name} | {n} | {' | '.join(cells)} |")
+    agree = float(np.mean([_halves(table["outcome"], rng) for _ in range(REPEATS)]))
+    return "\n".join(lines) + (
+        f"\n\nTwo halves of the outcome's own prompts agree with a Spearman of {agree:.2f} (mean of {REPEATS} ways to "
+        f"halve them), so all with as many others by about {2 * agree / (1 + agree):.2f} (Spearman and Brown).\n"
     )
 
 
-def _predictors(table: pd.DataFrame, rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray]]:
-    yield "all that the guard rehearses", _means(table["rehearsed"])
-    pairs = list(zip(table["rehearsed"], table["named"], strict=True))
+def _figures(
+    statistic: Statistic, draws: Sequence[np.ndarray], outcome: np.ndarray, groups: np.ndarray
+) -> str:
+    """The statistic with its interval, each the mean over the draws."""
+    found = [one for values in draws if (one := figure(statistic, values, outcome, groups, SEED)) is not None]
+    value, low, high = (float(np.mean([getattr(one, n) for one in found])) for n in ("value", "low", "high"))
+    return f"{value:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _predictors(table: pd.DataFrame, rng: np.random.Generator) -> Iterator[tuple[str, list[np.ndarray]]]:
+    yield "all that the guard rehearses", [_means(table["rehearsed"])]
     for name, wanted in (
         (f"the {NAMED} that the request names", True),
-        ("those that the guard finds itself", False),
+        ("those that the guard finds", False),
     ):
-        yield (
-            name,
-            np.array(
-                [
-                    _mean([kl for kl, is_named in zip(*one, strict=True) if is_named == wanted])
-                    for one in pairs
-                ]
-            ),
-        )
+        pairs = (zip(*one, strict=True) for one in zip(table["rehearsed"], table["named"], strict=True))
+        yield name, [_means([[kl for kl, is_named in pair if is_named == wanted] for pair in pairs])]
     for count in COUNTS:
-        yield (
-            f"{count} other subjects of the relation",
-            _means([_drawn(own, count, rng) for own in table["others"]]),
-        )
-
-
-def _drawn(values: Sequence[float], count: int, rng: np.random.Generator) -> Sequence[float]:
-    """So many of them; nothing where there are fewer."""
-    return list(rng.choice(values, count, replace=False)) if len(values) >= count else []
+        draws = [
+            _means([rng.choice(own, count, replace=False) for own in table["others"]]) for _ in range(REPEATS)
+        ]
+        yield f"{count} other subjects of the relation, drawn", draws
 
 
 def _halves(columns: Sequence[Sequence[float]], rng: np.random.Generator) -> float:
