@@ -21,6 +21,7 @@ import pandas as pd
 from benchmarks.guard_sections import SECTIONS, SEED, editors_of, section_controls
 from benchmarks.guard_together import section_together
 from benchmarks.monitor_findings import section_monitor
+from benchmarks.near_rehearsal import section_rehearsal
 from guardedit.drift.null import load_bank
 from guardedit.evaluation.guard.command import gathered
 from guardedit.evaluation.guard.features import MEANT
@@ -71,7 +72,9 @@ def fill(text: str, name: str, body: str) -> str:
     return mark.sub(lambda m: f"{m[1]}{body}{m[2]}", text)
 
 
-def write(frame: pd.DataFrame, page: Path, controls: pd.DataFrame, monitor: pd.DataFrame) -> None:
+def write(
+    frame: pd.DataFrame, page: Path, controls: pd.DataFrame, monitor: pd.DataFrame, near: pd.DataFrame
+) -> None:
     """Put every section between its markers."""
     text = page.read_text("utf-8")
     bank = load_bank(kit_folder("smollm2-135m") / DRIFT_BANK)
@@ -79,6 +82,7 @@ def write(frame: pd.DataFrame, page: Path, controls: pd.DataFrame, monitor: pd.D
         **SECTIONS,
         "controls": lambda rows: section_controls(rows, controls),
         "together": section_together,
+        "rehearsal": lambda _: section_rehearsal(near),
         "monitor": lambda _: section_monitor(monitor, bank),
     }
     for name, section in sections.items():
@@ -99,11 +103,13 @@ def main() -> None:
         step.add_argument("--to", type=Path, required=True)
         step.add_argument("--controls", type=Path, default=Path("docs/data/guard_controls.parquet"))
         step.add_argument("--monitor", type=Path, default=Path("docs/data/monitor_power.parquet"))
+        step.add_argument("--near", type=Path, default=Path("docs/data/near_rehearsal.parquet"))
     args: Any = parser.parse_args()
     if args.step == "table":
         write_rows(gathered(args.source), args.to)
     else:
-        write(read_rows(args.source), args.to, read_rows(args.controls), pd.read_parquet(args.monitor))
+        kept = (pd.read_parquet(path) for path in (args.monitor, args.near))
+        write(read_rows(args.source), args.to, read_rows(args.controls), *kept)
 
 
 if __name__ == "__main__":
