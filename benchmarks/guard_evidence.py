@@ -1,6 +1,7 @@
 """docs/evidence.md: what the guard's scores say of damage, from the committed table of tried edits.
 
-    python -m benchmarks.guard_evidence table OUT --to docs/data/guard_rows.parquet     (rows of `evaluate guard`)
+    python -m benchmarks.guard_evidence table OUT --to docs/data/guard_rows.parquet     (rows of `evaluate guard`;
+                                                                            earlier rows of other edits stay)
     python -m benchmarks.guard_evidence write docs/data/guard_rows.parquet --to docs/evidence.md
 
 `write` puts figures between the page's markers and draws docs/images/guard_*.svg; the words around them are written by
@@ -27,7 +28,7 @@ from guardedit.evaluation.guard.command import gathered
 from guardedit.evaluation.guard.features import MEANT
 from guardedit.evaluation.guard.findings import avoided, combined_risk
 from guardedit.evaluation.guard.fitting import OUTCOMES, cross_validated, log_damage, natural_edits
-from guardedit.evaluation.guard.frames import read_rows, write_rows
+from guardedit.evaluation.guard.frames import OUT, PRED, read_rows, write_rows
 from guardedit.pipeline.kit import DRIFT_BANK, kit_folder
 from guardedit.records import Scope
 
@@ -91,6 +92,18 @@ def write(
     draw(frame, page.parent / "images")
 
 
+def with_earlier(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """The rows, and those of an earlier table that are about other edits."""
+    if not path.is_file():
+        return frame
+    both = pd.concat([read_rows(path), frame], ignore_index=True)
+    named = ["editor", "stratum", "case_id"]
+    kept = both.drop_duplicates(named, keep="last").sort_values(named, ignore_index=True)
+    return kept[
+        sorted(kept.columns, key=lambda name: (name.startswith((PRED, OUT)), name if "." in name else ""))
+    ]
+
+
 def main() -> None:
     """Parse and run one step."""
     parser = argparse.ArgumentParser(
@@ -106,7 +119,7 @@ def main() -> None:
         step.add_argument("--near", type=Path, default=Path("docs/data/near_rehearsal.parquet"))
     args: Any = parser.parse_args()
     if args.step == "table":
-        write_rows(gathered(args.source), args.to)
+        write_rows(with_earlier(gathered(args.source), args.to), args.to)
     else:
         kept = (pd.read_parquet(path) for path in (args.monitor, args.near))
         write(read_rows(args.source), args.to, read_rows(args.controls), *kept)
