@@ -22,6 +22,7 @@ import pandas as pd
 from benchmarks.guard_sections import SECTIONS, SEED, editors_of, section_controls
 from benchmarks.guard_together import section_together
 from benchmarks.monitor_findings import section_monitor
+from benchmarks.namesakes import section_namesakes
 from benchmarks.near_rehearsal import section_rehearsal
 from guardedit.drift.null import load_bank
 from guardedit.evaluation.guard.command import gathered
@@ -74,7 +75,12 @@ def fill(text: str, name: str, body: str) -> str:
 
 
 def write(
-    frame: pd.DataFrame, page: Path, controls: pd.DataFrame, monitor: pd.DataFrame, near: pd.DataFrame
+    frame: pd.DataFrame,
+    page: Path,
+    controls: pd.DataFrame,
+    monitor: pd.DataFrame,
+    near: pd.DataFrame,
+    namesakes: pd.DataFrame,
 ) -> None:
     """Put every section between its markers."""
     text = page.read_text("utf-8")
@@ -84,6 +90,7 @@ def write(
         "controls": lambda rows: section_controls(rows, controls),
         "together": section_together,
         "rehearsal": lambda _: section_rehearsal(near),
+        "namesakes": lambda rows: section_namesakes(namesakes, rows),
         "monitor": lambda _: section_monitor(monitor, bank),
     }
     for name, section in sections.items():
@@ -117,11 +124,12 @@ def main() -> None:
         step.add_argument("--controls", type=Path, default=Path("docs/data/guard_controls.parquet"))
         step.add_argument("--monitor", type=Path, default=Path("docs/data/monitor_power.parquet"))
         step.add_argument("--near", type=Path, default=Path("docs/data/near_rehearsal.parquet"))
+        step.add_argument("--namesakes", type=Path, default=Path("docs/data/namesakes.parquet"))
     args: Any = parser.parse_args()
     if args.step == "table":
         write_rows(with_earlier(gathered(args.source), args.to), args.to)
     else:
-        kept = (pd.read_parquet(path) for path in (args.monitor, args.near))
+        kept = (pd.read_parquet(path) for path in (args.monitor, args.near, args.namesakes))
         write(read_rows(args.source), args.to, read_rows(args.controls), *kept)
 
 
