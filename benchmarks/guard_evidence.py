@@ -29,7 +29,7 @@ from guardedit.evaluation.guard.command import gathered
 from guardedit.evaluation.guard.features import MEANT
 from guardedit.evaluation.guard.findings import avoided, combined_risk
 from guardedit.evaluation.guard.fitting import OUTCOMES, cross_validated, log_damage, natural_edits
-from guardedit.evaluation.guard.frames import OUT, PRED, read_rows, write_rows
+from guardedit.evaluation.guard.frames import joined, read_rows, write_rows
 from guardedit.pipeline.kit import DRIFT_BANK, kit_folder
 from guardedit.records import Scope
 
@@ -89,26 +89,14 @@ def write(
         **SECTIONS,
         "controls": lambda rows: section_controls(rows, controls),
         "together": section_together,
-        "rehearsal": lambda _: section_rehearsal(near),
+        "rehearsal": lambda rows: section_rehearsal(near, rows),
         "namesakes": lambda rows: section_namesakes(namesakes, rows),
-        "monitor": lambda _: section_monitor(monitor, bank),
+        "monitor": lambda rows: section_monitor(monitor, bank, rows),
     }
     for name, section in sections.items():
         text = fill(text, name, section(frame))
     page.write_text(text, "utf-8")
     draw(frame, page.parent / "images")
-
-
-def with_earlier(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """The rows, and those of an earlier table that are about other edits."""
-    if not path.is_file():
-        return frame
-    both = pd.concat([read_rows(path), frame], ignore_index=True)
-    named = ["editor", "stratum", "case_id"]
-    kept = both.drop_duplicates(named, keep="last").sort_values(named, ignore_index=True)
-    return kept[
-        sorted(kept.columns, key=lambda name: (name.startswith((PRED, OUT)), name if "." in name else ""))
-    ]
 
 
 def main() -> None:
@@ -127,7 +115,8 @@ def main() -> None:
         step.add_argument("--namesakes", type=Path, default=Path("docs/data/namesakes.parquet"))
     args: Any = parser.parse_args()
     if args.step == "table":
-        write_rows(with_earlier(gathered(args.source), args.to), args.to)
+        found = gathered(args.source)
+        write_rows(joined(read_rows(args.to), found) if args.to.is_file() else found, args.to)
     else:
         kept = (pd.read_parquet(path) for path in (args.monitor, args.near, args.namesakes))
         write(read_rows(args.source), args.to, read_rows(args.controls), *kept)

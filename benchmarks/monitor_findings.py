@@ -15,6 +15,9 @@ from benchmarks.planted_leaks import RELATION
 from guardedit.drift.null import NullBank
 from guardedit.drift.probes import FAR_DOMAINS
 from guardedit.evaluation.bootstrap import estimate
+from guardedit.evaluation.guard.association import WORST
+from guardedit.evaluation.guard.fitting import OUTCOMES
+from guardedit.evaluation.guard.frames import OUT, measured
 
 SEED = 0
 SCOPES = {**{domain: f"far_kl_{domain}" for domain in FAR_DOMAINS}, RELATION: "near_kl"}
@@ -23,18 +26,51 @@ CHOSEN_ON = (
     "1938", "7349", "20879", "11553", "3529", "1141", "1622", "6726", "4031", "13943",
 )  # fmt: skip
 """Edits that had been monitored when two limits were changed: their alarms say nothing of the new ones."""
+BEFORE = {"perplexity_ratio": 1.01, "sae_validity": 1.1}
+"""Scores whose limits were changed, and what bound before; all other limits stand as they did."""
+ABOUT = {"far": ("far", "perplexity"), "near": ("near",), "subject": ("subject",)}
+"""Beginnings of the rules that are about a scope."""
 UNNAMED = ("subject", "target", "paraphrase")
 """Rules about the edit's own subject, which say nothing of a leak, begin with these."""
 
 
-def section_monitor(table: pd.DataFrame, bank: NullBank) -> str:
-    """False alarms, then detection by scope and size."""
-    return alarms(table, bank) + "\n" + detections(table, bank)
+def section_monitor(table: pd.DataFrame, bank: NullBank, rows: pd.DataFrame) -> str:
+    """False alarms, real harm by scope, then detection of leaks by scope and size."""
+    return "\n".join((alarms(table, bank), caught(table, rows), detections(table, bank)))
+
+
+def caught(table: pd.DataFrame, rows: pd.DataFrame) -> str:
+    """Of monitored edits in a scope's worst tenth, how many break a limit, and how many one that is about the scope;
+    `rows` are the guard's, which hold the damage where the monitor does not look."""
+    known = measured(rows, "rome", ("known",)).set_index("case_id")
+    harmful = table[table["kind"] == "harmful"]
+    if harmful.empty:
+        return "No edit that did harm has been monitored yet.\n"
+    lines = [
+        "| in the worst tenth of | n | break a limit | one of that scope | damage, nats | the monitor's score of it |",
+        "|---|---|---|---|---|---|",
+    ]
+    for scope, outcome in OUTCOMES.items():
+        damage = known[f"{OUT}{outcome}"].dropna()
+        worst = damage[damage > damage.quantile(WORST)]
+        some = harmful[harmful["case_id"].isin(worst.index)]
+        own = sum(any(rule.startswith(ABOUT[scope]) for rule in broken.split()) for broken in some["broken"])
+        spans = (_span(worst[some["case_id"]]), _span(some[f"score.{scope}_kl"]))
+        counts = (f"{n} of {len(some)}" for n in (int((some["broken"] != "").sum()), own))
+        lines.append(f"| {scope} | {len(some)} | {' | '.join((*counts, *spans))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _span(values: pd.Series[float]) -> str:
+    return f"{values.min():.2g} to {values.max():.2g}"
 
 
 def alarms(table: pd.DataFrame, bank: NullBank) -> str:
     """Share of edits without a leak at which an alarm goes off; what could not be measured is no alarm."""
-    rows = ["| edits | n | shipped limits | beyond the bank | limits broken |", "|---|---|---|---|---|"]
+    rows = [
+        "| edits | n | shipped limits | the limits before | beyond the bank | limits broken |",
+        "|---|---|---|---|---|---|",
+    ]
     plain = table[table["scope"] == ""]
     seen = plain["case_id"].isin(CHOSEN_ON)
     for name, calm in (
@@ -48,7 +84,12 @@ def alarms(table: pd.DataFrame, bank: NullBank) -> str:
             beyond = [float(bool(_beyond(row, bank))) for _, row in calm.iterrows()]
             broken = sorted({rule for rules in calm["broken"] for rule in rules.split()})
             told = ", ".join(f"`{r}`" for r in broken) or "–"
-            rows.append(f"| {name} | {len(calm)} | {_share(limits)} | {_share(beyond)} | {told} |")
+            before = [
+                float(now or _broke_before(row))
+                for now, (_, row) in zip(limits, calm.iterrows(), strict=True)
+            ]
+            shares = " | ".join(map(_share, (limits, before, beyond)))
+            rows.append(f"| {name} | {len(calm)} | {shares} | {told} |")
     return "\n".join(rows) + "\n"
 
 
@@ -94,6 +135,10 @@ def _without_leak(table: pd.DataFrame) -> pd.DataFrame:
 def _elsewhere(row: pd.Series, own: set[str]) -> set[str]:
     """Broken limits that the carrier alone keeps, its subject's left out."""
     return {rule for rule in row["broken"].split() if rule not in own and not rule.startswith(UNNAMED)}
+
+
+def _broke_before(row: pd.Series) -> bool:
+    return any(row[f"score.{name}"] > limit for name, limit in BEFORE.items())
 
 
 def _beyond(row: pd.Series, bank: NullBank) -> set[str]:

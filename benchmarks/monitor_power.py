@@ -2,7 +2,6 @@
 
     python -m benchmarks.monitor_power run OUT --facts FILE [--edits 30] [--harmful 0] [--shams 10] [--carriers 5]
     python -m benchmarks.monitor_power table OUT --to docs/data/monitor_power.parquet
-    python -m benchmarks.monitor_power show docs/data/monitor_power.parquet
 
 OUT is a folder of `evaluate guard --editor rome`, whose stored deltas are taken up. *Size*: known facts whose edit did
 little on text and prompts that the monitor does not read, none of them in the monitor's reference bank; and *shams*,
@@ -18,7 +17,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +29,12 @@ from benchmarks.reference_bank import read_delta
 from guardedit.drift.measure import drift_cache, measure_drift
 from guardedit.drift.probes import FAR_TOKENS, ProbeSet, build_probes
 from guardedit.drift.sides import BaseSide, base_side
-from guardedit.editors import EDITORS
 from guardedit.edits.deltas import EditDelta
-from guardedit.edits.inputs import SolveInputs
 from guardedit.evaluation.cases import EvalCase
-from guardedit.evaluation.datasets import with_contexts
 from guardedit.evaluation.guard.association import WORST
 from guardedit.evaluation.guard.fitting import OUTCOMES
 from guardedit.evaluation.guard.outcome_prompts import Neighbours
+from guardedit.evaluation.guard.rows import Bench
 from guardedit.evaluation.readers import read_cases
 from guardedit.evaluation.rowfile import RowFile
 from guardedit.gate.policy import Policy, judge, lineage_scores
@@ -71,6 +68,11 @@ class Lab:
     guard: Guard
     facts: dict[str, EvalCase]
     out: Path
+
+    @cached_property
+    def bench(self) -> Bench:
+        """What solves as the guard's benchmark does."""
+        return Bench(self.guard, "rome", Neighbours.of(self.facts.values()), SEED)
 
     def probes(self, request: EditRequest) -> ProbeSet:
         """What the monitor reads around one edit."""
@@ -119,12 +121,7 @@ class Lab:
         stored_at = self.out / "rome-deltas" / f"known-{case_id}.safetensors"
         if stored_at.is_file():
             return read_delta(stored_at, "rome")
-        return self._solved(complete(self.guard.handle, request))
-
-    def _solved(self, request: EditRequest) -> EditDelta:
-        settings = with_contexts(self.guard.handle, self.guard.kit.settings("rome"), SEED)
-        inputs = SolveInputs(self.guard.kit.second_moments, SEED, self.guard.kit.saes)
-        return EDITORS["rome"].solve(self.guard.handle, (request,), settings, inputs)
+        return self.bench.solve((complete(self.guard.handle, request),))
 
     def shams(self) -> Iterator[Edit]:
         """Edits of other facts towards what the model says anyway."""
@@ -134,7 +131,7 @@ class Lab:
                 update={"target_new": case.target_true, "target_true": case.request.target_new}
             )
             request = complete(self.guard.handle, bare)
-            yield row["case_id"], request, partial(self._solved, request)
+            yield row["case_id"], request, partial(self.bench.solve, (request,))
 
 
 def _did_little(outcomes: dict[str, float]) -> bool:
@@ -144,7 +141,7 @@ def _did_little(outcomes: dict[str, float]) -> bool:
 def run(lab: Lab, edits: int, shams: int, carriers: int, harmful: int = 0) -> None:
     """Monitor mild edits, harmful ones and shams, then the first of the mild ones with leaks behind them."""
     rows = RowFile(lab.out / "monitor" / "power.jsonl", {"model": lab.guard.handle.digest(), "seed": SEED})
-    leaks = Leaks(lab.guard, Neighbours.of(lab.facts.values()))
+    leaks = Leaks(lab.guard, lab.bench.pool)
     planted = [(scope, share) for scope in PLANTED for share in SIZES]
     for kind, source, n, wanted in (
         ("mild", lab.mild(), edits, [("", 0.0)]),

@@ -3,9 +3,10 @@
     python -m benchmarks.namesakes run OUT --facts FILE --to docs/data/namesakes.parquet
     python -m benchmarks.namesakes table docs/data/namesakes.parquet
 
-OUT is the folder of `benchmarks.near_rehearsal`, whose stored updates are taken up. A *namesake* is a subject made up
-of another first word and the edited subject's last one ("Victoria Glacier" for "Hood Glacier"); nobody has to know such
-a name for the key at its last token to be like the edited one's. Each edit's own prompt is rehearsed on a dozen.
+OUT is the folder of `benchmarks.near_rehearsal`, whose stored updates are taken up. Of real neighbours (up to sixty
+other subjects of the relation) those that end in the edited subject's last word are held against the others. A *made-up
+namesake* has another first word before that last one ("Victoria Glacier" for "Hood Glacier"); nobody has to know such a
+name for the key at its last token to be like the edited one's. Each edit's own prompt is rehearsed on a dozen.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from benchmarks.guard_sections import shown
 from benchmarks.near_rehearsal import SEED
 from benchmarks.reference_bank import read_delta
 from guardedit.evaluation.guard.association import auroc_worst, figure, spearman
 from guardedit.evaluation.guard.fitting import natural_edits
 from guardedit.evaluation.guard.frames import OUT, PRED, read_rows
+from guardedit.evaluation.guard.outcome_prompts import Neighbours
 from guardedit.evaluation.readers import read_cases
 from guardedit.pipeline import open as open_guard
 from guardedit.pipeline.asking import complete
@@ -35,6 +38,12 @@ FIRST = (
 """First words of namesakes, drawn from no data: names of people, colours, directions."""
 
 
+REAL = 60
+"""Real neighbours an edit, those of the same old object first."""
+FAR_GONE = 2.0
+"""Nats from which on an answer counts as gone."""
+
+
 def namesakes(subject: str) -> list[str]:
     """Made-up subjects that end in the same word; none for a subject of one word."""
     words = subject.split()
@@ -44,21 +53,52 @@ def namesakes(subject: str) -> list[str]:
 
 
 def rows_of(out: Path, table: pd.DataFrame, facts: Path) -> Iterator[dict[str, Any]]:
-    """A row an edit: how far each namesake's answer moves."""
-    guard = open_guard(home=out / "home-near")
-    by_id = {case.case_id: case for case in read_cases(facts, "train").cases}
+    """A row an edit: how far each made-up namesake's answer moves, each real one's, and each other neighbour's."""
+    guard, case_set = open_guard(home=out / "home-near"), read_cases(facts, "train")
+    pool, by_id = Neighbours.of(case_set.cases), {case.case_id: case for case in case_set.cases}
     edits = natural_edits(table, "rome")
     for case_id, stratum in zip(edits["case_id"], edits["stratum"], strict=True):
         request = complete(guard.handle, by_id[case_id].request)
         delta = read_delta(out / "rome-deltas" / f"{stratum}-{case_id}.safetensors", "rome")
-        prompts = [request.prompt.replace("{}", one) for one in namesakes(request.subject)]
-        found = compare(guard.handle, delta, prompts, ["near"] * len(prompts)) if prompts else []
-        yield {"case_id": case_id, "moved": [one.kl_nats for one in found]}
+        groups: dict[str, list[str]] = {"moved": namesakes(request.subject), "real": [], "others": []}
+        for who in pool.around(request, SEED)[:REAL]:
+            groups["real" if _last(who) == _last(request.subject) else "others"].append(who)
+        asked = [(group, request.prompt.replace("{}", who)) for group, some in groups.items() for who in some]
+        found = compare(guard.handle, delta, [prompt for _, prompt in asked], ["near"] * len(asked))
+        row: dict[str, Any] = {"case_id": case_id, **{group: [] for group in groups}}
+        for (group, _), one in zip(asked, found, strict=True):
+            row[group].append(one.kl_nats)
+        yield row
+
+
+def _last(name: str) -> str:
+    return name.split()[-1].casefold()
 
 
 def section_namesakes(moved: pd.DataFrame, table: pd.DataFrame) -> str:
-    """How well namesakes order near damage, beside what the guard rehearses; edits of subjects of two words or more."""
+    """Which real neighbours move; then how well made-up namesakes order near damage, beside what the guard rehearses,
+    for edits of subjects of two words or more."""
     edits = natural_edits(table, "rome").merge(moved, on="case_id")
+    return _real(edits) + "\n" + _made_up(edits)
+
+
+def _real(edits: pd.DataFrame) -> str:
+    lines = [
+        f"| real neighbours | edits that have any | neighbours | moved by more than {FAR_GONE:g} nats |",
+        "|---|---|---|---|",
+    ]
+    for name, column in (("that end in the same word", "real"), ("all others", "others")):
+        some = edits[[len(values) > 0 for values in edits[column]]]
+        shares = np.concatenate([np.asarray(values) > FAR_GONE for values in some[column]]).astype(float)
+        relations = np.repeat(
+            some["relation"].to_numpy().astype(str), [len(values) for values in some[column]]
+        )
+        share = figure(lambda a, _: float(a.mean()), shares, shares, relations, SEED)
+        lines.append(f"| {name} | {len(some)} | {len(shares)} | {shown(share)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _made_up(edits: pd.DataFrame) -> str:
     edits = edits[[len(values) > 0 for values in edits["moved"]]].reset_index(drop=True)
     outcome, groups = edits[f"{OUT}near/kl_nats"].to_numpy(), edits["relation"].to_numpy().astype(str)
     own = np.array([np.mean(values) for values in edits["moved"]])
@@ -66,14 +106,13 @@ def section_namesakes(moved: pd.DataFrame, table: pd.DataFrame) -> str:
     lines = ["| mean KL over | n | Spearman with near damage | AUROC, worst tenth |", "|---|---|---|---|"]
     for name, values in (
         ("the 24 that the guard rehearses", guard),
-        ("a dozen namesakes", own),
+        ("a dozen made-up namesakes", own),
         ("both (the geometric mean)", np.sqrt(own * guard)),
     ):
-        found = (figure(one, values, outcome, groups, SEED) for one in (spearman, auroc_worst))
-        cells = [f"{one.value:.2f} ({one.low:.2f} to {one.high:.2f})" for one in found if one is not None]
+        cells = (shown(figure(one, values, outcome, groups, SEED)) for one in (spearman, auroc_worst))
         lines.append(f"| {name} | {len(edits)} | {' | '.join(cells)} |")
     return "\n".join(lines) + (
-        f"\n\nMedian over edits of the mean over namesakes: {np.median(own):.1f} nats; above 1 nat in "
+        f"\n\nMedian over edits of the mean over made-up namesakes: {np.median(own):.1f} nats; above 1 nat in "
         f"{np.mean(own > 1):.2f} of the edits (near damage in the table: {np.median(outcome):.4f} and "
         f"{np.mean(outcome > 1):.2f}).\n"
     )

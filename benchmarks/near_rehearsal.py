@@ -1,6 +1,7 @@
 """How many neighbours have to be rehearsed, and which? Each prompt's own movement, for edits tried before.
 
-    python -m benchmarks.near_rehearsal run OUT --rows docs/data/guard_rows.parquet --facts FILE
+    python -m benchmarks.near_rehearsal run OUT --facts FILE
+    python -m benchmarks.near_rehearsal keep OUT --to docs/data/near_rehearsal.parquet
     python -m benchmarks.near_rehearsal table docs/data/near_rehearsal.parquet
 
 Every natural ROME edit of the guard's table is solved again, and KL(before ‖ rehearsed) of the next token is kept for
@@ -20,15 +21,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from guardedit.audit.files import write_atomic
-from guardedit.edits.deltas import encode
-from guardedit.evaluation.cases import EvalCase
 from guardedit.evaluation.guard.association import Statistic, auroc_worst, figure, spearman
 from guardedit.evaluation.guard.fitting import natural_edits
-from guardedit.evaluation.guard.frames import read_rows
+from guardedit.evaluation.guard.frames import OUT, PRED, read_rows
 from guardedit.evaluation.guard.outcome_prompts import Neighbours, outcome_prompts
 from guardedit.evaluation.guard.predictors import seen_by_the_guard
-from guardedit.evaluation.guard.rows import NAMED, Bench
+from guardedit.evaluation.guard.rows import NAMED, Bench, keep
+from guardedit.evaluation.guard.strata import Chosen
 from guardedit.evaluation.readers import read_cases
 from guardedit.evaluation.rowfile import RowFile
 from guardedit.pipeline import open as open_guard
@@ -45,7 +44,7 @@ REPEATS = 20
 def run(out: Path, rows: pd.DataFrame, facts: Path) -> None:
     """A row an edit."""
     guard, case_set = open_guard(home=out / "home-near"), read_cases(facts, "train")
-    bench = Bench(guard, "rome", Neighbours.of(case_set.cases), SEED)
+    bench = Bench(guard, "rome", Neighbours.of(case_set.cases), SEED, deltas=out / "rome-deltas")
     by_id = {case.case_id: case for case in case_set.cases}
     file = RowFile(out / "near.jsonl", {"model": guard.handle.digest(), "seed": SEED, "most": MOST})
     done = {row["case_id"] for row in file.load()}
@@ -54,14 +53,14 @@ def run(out: Path, rows: pd.DataFrame, facts: Path) -> None:
         zip(edits["case_id"], edits["stratum"], strict=True), start=1
     ):
         if case_id not in done:
-            file.append({"case_id": case_id} | _moved(bench, by_id[case_id], stratum, out))
+            file.append({"case_id": case_id} | _moved(bench, Chosen(stratum, by_id[case_id])))
             print(f"{number} of {len(edits)}", file=sys.stderr, flush=True)
 
 
-def _moved(bench: Bench, case: EvalCase, stratum: str, out: Path) -> dict[str, Any]:
-    handle, request = bench.workspace.handle, bench.request(case)
+def _moved(bench: Bench, one: Chosen) -> dict[str, Any]:
+    handle, request = bench.workspace.handle, bench.request(one.case)
     delta = bench.solve((request,))
-    write_atomic(out / "rome-deltas" / f"{stratum}-{case.case_id}.safetensors", encode(delta))
+    keep(bench, one, delta)
     context = bench.contexts[bench.layers[0]]
     view = RehearsalView(context, views_of(context, (request,)), delta)
     named = set(request.neighborhood)
@@ -92,10 +91,10 @@ def kept(out: Path, rows: pd.DataFrame) -> pd.DataFrame:
 # -- figures
 
 
-def section_rehearsal(table: pd.DataFrame) -> str:
+def section_rehearsal(table: pd.DataFrame, rows: pd.DataFrame) -> str:
     """How well means over prompts of each kind order the outcome, and how well the outcome orders itself; edits with
-    enough other subjects only, so that all lines are about the same ones."""
-    rng = np.random.default_rng(SEED)
+    enough other subjects only, so that all lines are about the same ones. `rows` are the guard's, for comparison."""
+    rng, apart = np.random.default_rng(SEED), _apart(table, rows)
     table = table[[len(own) >= max(COUNTS) for own in table["others"]]].reset_index(drop=True)
     outcome, groups = _means(table["outcome"]), table["relation"].to_numpy().astype(str)
     lines = ["| mean KL over | n | Spearman with the outcome | AUROC, worst tenth |", "|---|---|---|---|"]
@@ -105,8 +104,16 @@ def section_rehearsal(table: pd.DataFrame) -> str:
     agree = float(np.mean([_halves(table["outcome"], rng) for _ in range(REPEATS)]))
     return "\n".join(lines) + (
         f"\n\nTwo halves of the outcome's own prompts agree with a Spearman of {agree:.2f} (mean of {REPEATS} ways to "
-        f"halve them), so all with as many others by about {2 * agree / (1 + agree):.2f} (Spearman and Brown).\n"
+        f"halve them), so all with as many others by about {2 * agree / (1 + agree):.2f} (Spearman and Brown). "
+        f"Solved again, outcome and rehearsed mean are the guard's table's to {apart:.1e} of their value.\n"
     )
+
+
+def _apart(table: pd.DataFrame, rows: pd.DataFrame) -> float:
+    """Largest relative difference between the means of the kept prompts and what the guard's table has."""
+    known = natural_edits(rows, "rome").set_index("case_id").loc[table["case_id"]]
+    pairs = ((table["outcome"], f"{OUT}near/kl_nats"), (table["rehearsed"], f"{PRED}rehearsed_near_kl"))
+    return max(float(np.abs(_means(own) / known[name].to_numpy() - 1).max()) for own, name in pairs)
 
 
 def _figures(
@@ -167,14 +174,16 @@ def main() -> None:
     keeping.add_argument("out", type=Path)
     keeping.add_argument("--rows", type=Path, default=Path("docs/data/guard_rows.parquet"))
     keeping.add_argument("--to", type=Path, required=True)
-    steps.add_parser("table").add_argument("figures", type=Path)
+    showing = steps.add_parser("table")
+    showing.add_argument("figures", type=Path)
+    showing.add_argument("--rows", type=Path, default=Path("docs/data/guard_rows.parquet"))
     args = parser.parse_args()
     if args.step == "run":
         run(args.out, read_rows(args.rows), args.facts)
     elif args.step == "keep":
         kept(args.out, read_rows(args.rows)).to_parquet(args.to, compression="zstd", index=False)
     else:
-        print(section_rehearsal(pd.read_parquet(args.figures)))
+        print(section_rehearsal(pd.read_parquet(args.figures), read_rows(args.rows)))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def _row(
         "share": share,
         "outcome": outcome,
         "broken": broken,
-    } | scores
+    } | {"score.perplexity_ratio": 1.0, "score.sae_validity": 1.0, **scores}
 
 
 def _delta(size: float) -> EditDelta:
@@ -75,6 +75,8 @@ def test_a_leak_that_moves_another_domain_more_is_not_named() -> None:
 
 def test_alarms_are_counted_apart_for_real_edits_and_shams() -> None:
     calm = [_row(), _row(broken="far-kl"), _row(python=0.03), _row(kind="sham")]
+    # A rise that the limits before did not allow.
+    calm[0]["score.perplexity_ratio"] = 1.012
     real, sham = alarms(pd.DataFrame(calm), BANK).splitlines()[2:]
-    assert [cell.strip().split(" ")[0] for cell in real.split("|")[2:5]] == ["3", "0.33", "0.33"]
+    assert [cell.strip().split(" ")[0] for cell in real.split("|")[2:6]] == ["3", "0.33", "0.67", "0.33"]
     assert "`far-kl`" in real and "0.00" in sham

@@ -107,6 +107,11 @@ class Session:
             self.reference_head = copy.deepcopy(live)
 
     @property
+    def before(self) -> Mapping[str, Tensor]:
+        """The unedited bytes of every parameter that an edit in force has touched."""
+        return dict(self._saved)
+
+    @property
     def rewrites_prompts(self) -> bool:
         """Whether a prompt is put differently under the edits."""
         return bool(self._asks)

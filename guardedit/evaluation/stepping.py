@@ -134,15 +134,24 @@ def _solve_step(
     found: list[Solved] = []
     for at, part in enumerate(parts):
         name = f"{group.number:05d}-{number:05d}-{at:03d}"
-        solved = shelf.get(name) if shelf is not None else None
-        if solved is None:
-            solved = _solved(session, group.solve_after((*earlier, *requests[:at])), part)
-            if shelf is not None:
-                shelf.put(name, solved)
-        elif solved.edit is not None:
-            session.add(solved.edit)
+        solve = group.solve_after((*earlier, *requests[:at]))
+        solved = solve_or_take(session, shelf, name, solve, part)
         found.append(solved)
     return found[0] if len(found) == 1 else _together(found)
+
+
+def solve_or_take(
+    session: Session, shelf: DeltaShelf | None, name: str, solve: Solve, requests: tuple[EditRequest, ...]
+) -> Solved:
+    """What the shelf has under the name, or else what is solved now and kept there; the edit is in force afterwards."""
+    solved = shelf.get(name) if shelf is not None else None
+    if solved is None:
+        solved = _solved(session, solve, requests)
+        if shelf is not None:
+            shelf.put(name, solved)
+    elif solved.edit is not None:
+        session.add(solved.edit)
+    return solved
 
 
 def _solved(session: Session, solve: Solve, requests: tuple[EditRequest, ...]) -> Solved:

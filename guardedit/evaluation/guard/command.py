@@ -63,18 +63,20 @@ def evaluate_guard(workspace: Workspace, job: GuardJob, progress: Progress | Non
     chosen = {s: list(chosen_edits(workspace.handle, case_set, s, job.limit, job.seed)) for s in strata}
     for editor in job.editors:
         bench = Bench(
-            workspace,
-            editor,
-            pool,
-            job.seed,
-            far,
-            job.out / f"{editor}-deltas",
-            job.hparams or {},
-            job.out / VALUES,
+            workspace=workspace,
+            editor=editor,
+            pool=pool,
+            seed=job.seed,
+            more_far=far,
+            deltas=job.out / f"{editor}-deltas",
+            hparams=job.hparams or {},
+            values=job.out / VALUES,
         )
-        for protocol in job.together:
-            run_together(bench, chosen[KNOWN], Together(editor, protocol), job.out, progress)
-        for stratum, edits in chosen.items() if not job.together else ():
+        if job.together:
+            for protocol in job.together:
+                run_together(bench, chosen[KNOWN], Together(editor, protocol), job.out, progress)
+            continue
+        for stratum, edits in chosen.items():
             rows = RowFile(job.out / f"{editor}-{stratum}.jsonl", bench.header())
             run_rows(bench, edits, rows, progress)
     frame = gathered(job.out)

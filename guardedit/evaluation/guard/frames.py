@@ -18,6 +18,10 @@ _PLAIN = (
 )  # fmt: skip
 
 
+_NAMED = ("editor", "stratum", "case_id")
+"""What a row is about."""
+
+
 def to_frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """One line a row; a score or an outcome is a column `pred.<name>` or `out.<group>/<metric>`. Sorted by what a row
     is about, so that the order of measuring does not show."""
@@ -32,8 +36,19 @@ def to_frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     frame = pd.DataFrame(flat)
     numbers = [name for name in frame.columns if name.startswith((PRED, OUT))]
     frame[numbers] = frame[numbers].astype("float64")
-    ordered = [*_PLAIN, *sorted(numbers)]
-    return frame[ordered].sort_values(["editor", "stratum", "case_id"], ignore_index=True)
+    return _in_order(frame)
+
+
+def joined(earlier: pd.DataFrame, later: pd.DataFrame) -> pd.DataFrame:
+    """The rows of two tables; of an edit that is in both, the later one's."""
+    return _in_order(
+        pd.concat([earlier, later], ignore_index=True).drop_duplicates(list(_NAMED), keep="last")
+    )
+
+
+def _in_order(frame: pd.DataFrame) -> pd.DataFrame:
+    numbers = [name for name in frame.columns if name.startswith((PRED, OUT))]
+    return frame[[*_PLAIN, *sorted(numbers)]].sort_values(list(_NAMED), ignore_index=True)
 
 
 def write_rows(frame: pd.DataFrame, path: Path) -> None:
@@ -52,7 +67,7 @@ def read_rows(path: Path) -> pd.DataFrame:
         frame = pd.read_parquet(path)
     except (OSError, ValueError) as error:
         raise BadRequestError(f"{path} is no parquet table: {error}") from error
-    missing = [name for name in ("editor", "stratum", "case_id") if name not in frame.columns]
+    missing = [name for name in _NAMED if name not in frame.columns]
     if missing:
         raise BadRequestError(f"{path} is no table of the guard benchmark: it has no column {missing[0]!r}")
     return frame

@@ -87,7 +87,7 @@ class Bench:
         bare = tuple(request.model_copy(update={"neighborhood": ()}) for request in requests)
         kit = self.workspace.kit
         shelf = ValueShelf(self.values) if self.values is not None else None
-        inputs = SolveInputs(kit.second_moments, self.seed, kit.saes, tuple(earlier), values=shelf)
+        inputs = SolveInputs(kit.second_moments, self.seed, kit.saes, earlier=tuple(earlier), values=shelf)
         return EDITORS[self.editor].solve(self.workspace.handle, bare, self.settings, inputs)
 
     def request(self, case: EvalCase) -> EditRequest:
@@ -142,11 +142,12 @@ def one_row(bench: Bench, one: Chosen) -> dict[str, Any]:
     except (SolveError, BadRequestError) as error:
         return row | {"error": str(error), "seconds": time.process_time() - started}
     row["seconds_solving"] = time.process_time() - started
-    _keep(bench, one, delta)
+    keep(bench, one, delta)
     return row | measured_together(bench, (request,), delta) | {"seconds": time.process_time() - started}
 
 
-def _keep(bench: Bench, one: Chosen, delta: EditDelta) -> None:
+def keep(bench: Bench, one: Chosen, delta: EditDelta) -> None:
+    """Store the edit's update, where the bench has a folder for it."""
     if bench.deltas is not None:
         bench.deltas.mkdir(parents=True, exist_ok=True)
         write_atomic(bench.deltas / f"{one.stratum}-{one.case.case_id}.safetensors", encode(delta))

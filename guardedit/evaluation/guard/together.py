@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from guardedit.drift.measure import applied
 from guardedit.editors import EDITORS
-from guardedit.edits.deltas import Dense, EditDelta, WeightChange, change_of, restore, saved
+from guardedit.edits.deltas import Dense, EditDelta, WeightChange, change_of
 from guardedit.errors import BadRequestError, SolveError
 from guardedit.evaluation.guard.rows import Bench, Progress, measured_together
 from guardedit.evaluation.guard.strata import Chosen
-from guardedit.evaluation.methods import Session
+from guardedit.evaluation.methods import Session, Solve
 from guardedit.evaluation.protocol import Protocol
 from guardedit.evaluation.rowfile import RowFile
-from guardedit.evaluation.solved import DeltaShelf, Solved
+from guardedit.evaluation.solved import DeltaShelf
+from guardedit.evaluation.stepping import solve_or_take
 from guardedit.models.handle import ModelHandle
 from guardedit.records import EditRequest, digest_of
 
@@ -140,36 +141,30 @@ def _steps(
     if all(_named(about) in known for about in abouts.values()):
         return
     requests = tuple(bench.request(one.case) for one in group)
-    base: dict[str, Tensor] = {}
-    started = time.process_time()
+    first, started = group[0].case.case_id, time.process_time()
     with Session(handle) as session:
         for number, request in enumerate(requests, start=1):
-            solved = _solved(bench, shelf, requests[: number - 1], request, group[0].case.case_id)
-            if isinstance(solved.edit, EditDelta):
-                base |= saved(handle, set(solved.edit.parameters) - base.keys())
-                session.add(solved.edit)
+            solve = _solver(bench, requests[: number - 1])
+            solve_or_take(session, shelf, f"{first}-{number - 1:05d}", solve, (request,))
             about = abouts.get(number)
             if about is None or _named(about) in known:
                 continue
-            delta = _sum_of(handle, base, bench.editor)
-            with _unedited(handle, base):
+            delta = _sum_of(handle, session.before, bench.editor)
+            with applied(handle, session.before):
                 row = about | measured_together(bench, requests[:number], delta)
             yield row | {"seconds": time.process_time() - started}
 
 
-def _solved(
-    bench: Bench, shelf: DeltaShelf, earlier: Sequence[EditRequest], request: EditRequest, first: str
-) -> Solved:
-    name = f"{first}-{len(earlier):05d}"
-    found = shelf.get(name)
-    if found is None:
-        started = time.process_time()
+def _solver(bench: Bench, earlier: Sequence[EditRequest]) -> Solve:
+    """The bench's editor on the model as it is; a request that it does not take is one that cannot be solved."""
+
+    def solve(_: ModelHandle, requests: tuple[EditRequest, ...]) -> EditDelta:
         try:
-            found = Solved(bench.solve((request,), earlier), time.process_time() - started)
-        except (SolveError, BadRequestError) as error:
-            found = Solved(None, time.process_time() - started, str(error))
-        shelf.put(name, found)
-    return found
+            return bench.solve(requests, earlier)
+        except BadRequestError as error:
+            raise SolveError(str(error)) from error
+
+    return solve
 
 
 def _sum_of(handle: ModelHandle, base: Mapping[str, Tensor], editor: str) -> EditDelta:
@@ -181,14 +176,3 @@ def _sum_of(handle: ModelHandle, base: Mapping[str, Tensor], editor: str) -> Edi
         changes.append(change_of(handle, name, Dense(moved.cpu())))
     ordered = tuple(sorted(changes, key=lambda c: (-1 if c.layer is None else c.layer, c.parameter)))
     return EditDelta(ordered, editor, {}, {})
-
-
-@contextmanager
-def _unedited(handle: ModelHandle, base: Mapping[str, Tensor]) -> Iterator[None]:
-    """The model with its old bytes; the edits' are back afterwards."""
-    kept = saved(handle, base)
-    restore(handle, base)
-    try:
-        yield
-    finally:
-        restore(handle, kept)
