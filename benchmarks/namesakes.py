@@ -94,7 +94,8 @@ def _real(edits: pd.DataFrame) -> str:
             some["relation"].to_numpy().astype(str), [len(values) for values in some[column]]
         )
         share = figure(lambda a, _: float(a.mean()), shares, shares, relations, SEED)
-        lines.append(f"| {name} | {len(some)} | {len(shares)} | {shown(share)} |")
+        moved = f"{shares.sum():.0f}: {shown(share)}"
+        lines.append(f"| {name} | {len(some)} | {len(shares)} | {moved} |")
     return "\n".join(lines) + "\n"
 
 

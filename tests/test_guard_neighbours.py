@@ -64,8 +64,8 @@ def test_namesakes_that_move_are_told_from_neighbours_that_do_not() -> None:
         {"case_id": one, "moved": [5.0, 3.0], "real": [9.0, 1.0], "others": [0.0]} for one in rows["case_id"]
     )
     alike, others = section_namesakes(moved, rows).splitlines()[2:4]
-    assert _cells(alike)[1:] == ["30", "60", "0.50 (0.50 to 0.50)"]
-    assert _cells(others)[1:] == ["30", "30", "0.00 (0.00 to 0.00)"]
+    assert _cells(alike)[1:] == ["30", "60", "30: 0.50 (0.50 to 0.50)"]
+    assert _cells(others)[1:] == ["30", "30", "0: 0.00 (0.00 to 0.00)"]
     assert "4.0 nats; above 1 nat in 1.00" in section_namesakes(moved, rows)
 
 
