@@ -61,12 +61,13 @@ def test_namesakes_end_alike_and_begin_otherwise_and_one_word_has_none() -> None
 def test_namesakes_that_move_are_told_from_neighbours_that_do_not() -> None:
     rows = made_rows(30).assign(**{"pred.rehearsed_near_kl": np.arange(1.0, 31.0)})
     moved = pd.DataFrame(
-        {"case_id": one, "moved": [5.0, 3.0], "real": [9.0, 1.0], "others": [0.0]} for one in rows["case_id"]
+        {"case_id": one, "moved": [5.0 + at / 100, 3.0], "real": [9.0, 1.0], "others": [0.0]}
+        for at, one in enumerate(rows["case_id"])
     )
     alike, others = section_namesakes(moved, rows).splitlines()[2:4]
     assert _cells(alike)[1:] == ["30", "60", "30: 0.50 (0.50 to 0.50)"]
     assert _cells(others)[1:] == ["30", "30", "0: 0.00 (0.00 to 0.00)"]
-    assert "4.0 nats; above 1 nat in 1.00" in section_namesakes(moved, rows)
+    assert "4.1 nats; above 1 nat in 1.00" in section_namesakes(moved, rows)
 
 
 def test_prompts_that_say_what_the_outcome_says_order_it_perfectly_and_others_do_not() -> None:
