@@ -97,6 +97,13 @@ PREOP = (
         "neighbours, rehearsed",
     ),
     Rule(
+        "preop/rehearsed_namesake_kl",
+        "Rehearsed on made-up subjects of the same last name, answers move by {value} nats; above {limit} look closer.",
+        "shown, not binding: three of four ordinary edits do it, and near damage falls on real bearers of the name",
+        level="advisory",
+        limit=1.0,
+    ),
+    Rule(
         "preop/rehearsed_p_new",
         "Rehearsed, the model gives the new answer a probability of {value}; at least {limit} is asked for.",
         "an edit that does not take is damage without a use",
@@ -170,6 +177,13 @@ POSTOP = (
         "a quarter of a nat: an answer of 90 % keeps about 70 %",
         level="hard",
         limit=0.25,
+    ),
+    Rule(
+        "postop/namesake_lost_top1",
+        "Made-up subjects of the same last name lost {value} of their answers; above {limit} a reviewer should look.",
+        "shown, not binding: ordinary edits move most bearers of the name",
+        level="advisory",
+        limit=0.5,
     ),
     Rule(
         "postop/subject_lost_top1",

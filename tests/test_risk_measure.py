@@ -33,6 +33,7 @@ NAMES = {
     "protected_interference_python", "protected_interference_prose", "latent_leak", "latent_leak_count",
     "leakage_explained", "delta_norm_ratio",
     "rehearsed_subject_kl", "rehearsed_subject_lost_top1", "rehearsed_near_kl", "rehearsed_near_lost_top1",
+    "rehearsed_namesake_kl", "rehearsed_namesake_lost_top1",
     "rehearsed_entailed_kl", "rehearsed_p_new", "rehearsed_p_old",
 }  # fmt: skip
 """The names that policies and MLflow rely on."""
@@ -195,12 +196,17 @@ def test_attention_is_rehearsed_from_its_own_block_on(tiny: ModelHandle) -> None
 def test_every_scope_has_the_prompts_asked_for(tiny_llama: ModelHandle) -> None:
     ctx, delta = world(tiny_llama)
     risk = rehearse(ctx, [TOWER], delta)
-    sizes: dict[Scope, int] = {"subject": ctx.sizes.subject, "near": ctx.sizes.near}
+    sizes: dict[Scope, int] = {
+        "subject": ctx.sizes.subject,
+        "near": ctx.sizes.near,
+        "namesake": ctx.sizes.namesake,
+    }
     by_name = {score.name: score for score in risk.scores}
     assert by_name["rehearsed_subject_kl"].n == sizes["subject"]
     assert by_name["rehearsed_near_lost_top1"].n == sizes["near"]
+    assert by_name["rehearsed_namesake_lost_top1"].n == sizes["namesake"] == len(risk.prompts[0].namesake)
     assert len(risk.prompts[0].subject) == sizes["subject"]
-    assert {probe.scope for probe in risk.probes} == {"target", "subject", "near", "entailed"}
+    assert {probe.scope for probe in risk.probes} == {"target", "subject", "near", "namesake", "entailed"}
 
 
 def test_several_requests_share_the_prompts_and_are_measured_as_one(tiny_llama: ModelHandle) -> None:

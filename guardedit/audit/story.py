@@ -140,6 +140,7 @@ def _one_request(request: EditRequest) -> str:
 
 def _others(audit: AuditReport) -> tuple[str, ...]:
     lines = [_answers(audit, scope, words) for scope, words in _OUTSIDE]
+    lines += [_answers(audit, "namesake", "made-up subjects of the same last name")] if _named(audit) else []
     lines.append(_far(audit))
     if audit.drift is None:
         lines.append(_most_moved(audit))
@@ -168,6 +169,12 @@ def _lost(audit: AuditReport, scope: Scope) -> Score | None:
     if audit.drift:
         return audit.drift.score(f"{scope}_lost_top1") or _pooled(audit.drift, scope)
     return audit.plan.risk.score(f"rehearsed_{scope}_lost_top1")
+
+
+def _named(audit: AuditReport) -> bool:
+    """Whether there are namesakes: a subject of one word has none, which is no gap in the measurement."""
+    lost = _lost(audit, "namesake")
+    return lost is not None and lost.value is not None
 
 
 def _pooled(drift: DriftReport, scope: Scope) -> Score | None:

@@ -123,6 +123,7 @@ SCOPES: dict[Scope, str] = {
     "entailed": "what follows from it",
     "subject": "the same subject, other facts",
     "near": "other subjects of the kind",
+    "namesake": "made-up bearers of the name",
     "far": "unrelated text",
     "model": "the model",
 }
@@ -164,6 +165,8 @@ _SCORES = {
     "harm_probability": "Probability of damage as in the worst tenth of such edits",
     "rehearsed_near_kl": "Rehearsed: other subjects, answers moved",
     "rehearsed_near_lost_top1": "Rehearsed: other subjects, answers lost",
+    "rehearsed_namesake_kl": "Rehearsed: made-up bearers of the name, answers moved",
+    "rehearsed_namesake_lost_top1": "Rehearsed: made-up bearers of the name, answers lost",
     "rehearsed_entailed_kl": "Rehearsed: consequences moved",
     "rehearsed_p_new": "Rehearsed: probability of the new answer",
     "rehearsed_p_old": "Rehearsed: probability of the old answer",
@@ -177,6 +180,8 @@ _SCORES = {
     "subject_lost_top1": "Same subject, other facts: answers lost",
     "near_kl": "Other subjects: answers moved",
     "near_lost_top1": "Other subjects: answers lost",
+    "namesake_kl": "Made-up bearers of the name: answers moved",
+    "namesake_lost_top1": "Made-up bearers of the name: answers lost",
     "entailed_kl": "Consequences: answers moved",
     "entailed_lost_top1": "Consequences: answers that changed",
     "distractor_lost_top1": "Other subjects, new fact in front: answers lost",
@@ -227,6 +232,11 @@ GLOSSARY = (
         "intended, spill, collateral",
         "How a watched concept drifted: as the edit means it to; the edit's own concept, but in places that are not "
         "meant; a concept that the edit has nothing to do with.",
+    ),
+    (
+        "made-up bearers of the name (namesakes)",
+        "Subjects that end in the same word, with another first word (“Victoria Glacier” for “Hood Glacier”). The "
+        "model recognises a name mostly by its last word, so real ones are moved as these are.",
     ),
     ("key", "The vector inside the model by which the edited layer recognises the subject."),
     (

@@ -1,4 +1,5 @@
-"""What both models read: control text (far) and the prompts of one edit (target, entailed, subject, near).
+"""What both models read: control text (far) and the prompts of one edit (target, entailed,
+subject, near, namesake).
 
 Rows are tokenised, sorted and cut into batches once, here; both sides run exactly these batches, because batch shape
 and padding change the last bits of a forward pass.
@@ -23,7 +24,7 @@ FAR_DOMAINS = ("prose", "python", "chat", "arithmetic")
 FAR_TOKENS = 8_192
 FAR_TOKENS_THOROUGH = 61_440
 ROW = 128
-PROMPT_SCOPES: tuple[Scope, ...] = ("target", "entailed", "subject", "near")
+PROMPT_SCOPES: tuple[Scope, ...] = ("target", "entailed", "subject", "near", "namesake")
 DISTRACTOR = "distractor"
 MAX_DISTRACTORS = 48
 _CHARACTERS_PER_TOKEN = 4
@@ -213,6 +214,7 @@ def _scoped(requests: Sequence[EditRequest], prompts: Sequence[ProbePrompts]) ->
         found["entailed"] += probe.entailed
         found["subject"] += [*request.elsewhere, *probe.subject]
         found["near"] += probe.near
+        found["namesake"] += probe.namesake
     taken: set[str] = set()
     for name in PROMPT_SCOPES:
         found[name] = [text for text in dict.fromkeys(found[name]) if text not in taken]

@@ -99,9 +99,9 @@ def _average(values: Sequence[float]) -> float:
 
 
 def prompt_scores(evidence: Evidence) -> list[Score]:
-    """KL in nats and lost top answers at the last position of subject, near and entailed prompts."""
+    """KL in nats and lost top answers at the last position of subject, near, namesake and entailed prompts."""
     scores: list[Score] = []
-    scopes: tuple[Scope, ...] = ("subject", "near", "entailed")
+    scopes: tuple[Scope, ...] = ("subject", "near", "namesake", "entailed")
     for scope in scopes:
         summary = evidence.summary(scope)
         if summary is None:

@@ -11,8 +11,8 @@ from guardedit.risk.measure import SCORES
 _POSTOP = (
     "target_p_new", "target_p_old", "target_p_new_before", "target_p_old_before",
     "target_success", "paraphrase_success",
-    "subject_kl", "near_kl", "entailed_kl", "far_kl",
-    "subject_lost_top1", "near_lost_top1", "entailed_lost_top1", "far_lost_top1",
+    "subject_kl", "near_kl", "namesake_kl", "entailed_kl", "far_kl",
+    "subject_lost_top1", "near_lost_top1", "namesake_lost_top1", "entailed_lost_top1", "far_lost_top1",
     "distractor_lost_top1", "distractor_kept_before", "distractor_kept_after", "perplexity_ratio",
     "drifted_latents_subject", "drifted_latents_near", "drifted_latents_far",
     "omnibus_subject", "omnibus_near", "omnibus_far", "energy_subject", "energy_near", "energy_far",

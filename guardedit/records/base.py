@@ -18,7 +18,7 @@ from pydantic import (
 from guardedit.errors import IntegrityError
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
-Scope = Literal["target", "entailed", "subject", "near", "far", "model"]
+Scope = Literal["target", "entailed", "subject", "near", "namesake", "far", "model"]
 Stage = Literal["key", "delta", "rehearsal", "postop"]
 Level = Literal["advisory", "soft", "hard"]
 Verdict = Literal["pass", "fail", "inconclusive"]

@@ -66,8 +66,10 @@ class ProbeChange(Record):
     kl_nats: float
 
 
-class ProbePrompts(Record):
+class ProbePrompts(Grown):
     """Prompts that ask what an edit did, by scope. Each is complete: its subject is filled in."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"namesake"})
 
     target: tuple[str, ...] = ()
     """The request's own prompt and its paraphrases: must change."""
@@ -77,6 +79,8 @@ class ProbePrompts(Record):
     """Same subject, other relations: must not change."""
     near: tuple[str, ...] = ()
     """Other subjects, same relation: must not change."""
+    namesake: tuple[str, ...] = ()
+    """Made-up subjects whose names end as the subject's does: must not change."""
     note: str = ""
     """How the prompts came about, and what is missing."""
 

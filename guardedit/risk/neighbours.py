@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice, zip_longest
 
+from guardedit.edits.namesakes import namesakes
 from guardedit.models.control import next_tokens
 from guardedit.models.handle import ModelHandle, preserved
 from guardedit.records import EditRequest, ProbePrompts
@@ -26,6 +27,7 @@ class ProbeSizes:
 
     subject: int = 16
     near: int = 24
+    namesake: int = 12
     entailed: int = 4
     target: int = 4
 
@@ -57,14 +59,16 @@ class Probes:
     near: tuple[NearProbe, ...]
     origin: str
     """Where the subjects of the near prompts came from."""
+    namesake: tuple[str, ...] = ()
     note: str = ""
 
     def prompts(self) -> ProbePrompts:
         """The record without the subjects."""
         near = tuple(probe.prompt for probe in self.near)
         return ProbePrompts(
-            target=self.target, entailed=self.entailed, subject=self.subject, near=near, note=self.note
-        )
+            target=self.target, entailed=self.entailed, subject=self.subject, near=near, namesake=self.namesake,
+            note=self.note,
+        )  # fmt: skip
 
 
 def generated_probes(
@@ -106,6 +110,9 @@ def unfiltered_probes(
         subject=_filled_up(named, lambda: turns(stem_rounds(request)), sizes.subject + extra),
         near=near.probes,
         origin=near.origin,
+        namesake=tuple(
+            request.prompt.replace("{}", one) for one in namesakes(request.subject)[: sizes.namesake]
+        ),
     )
     return noted(request, probes)
 
@@ -146,7 +153,8 @@ def noted(request: EditRequest, probes: Probes) -> Probes:
         f"target: {len(probes.target)} prompts, {len(request.wordings)} named; "
         f"entailed: {len(probes.entailed)}, {len(request.entailed)} named{nothing}; "
         f"subject: {len(probes.subject)}, {len(request.elsewhere) + len(request.same_subject)} named; "
-        f"near: {len(probes.near)}, {len(request.neighborhood)} named, {probes.origin}"
+        f"near: {len(probes.near)}, {len(request.neighborhood)} named, {probes.origin}; "
+        f"namesakes: {len(probes.namesake)}"
     )
     return replace(probes, note=note)
 

@@ -110,7 +110,7 @@ def _tagged(probes: Probes) -> Iterator[tuple[Scope, str]]:
     prompts = probes.prompts()
     groups: tuple[tuple[Scope, tuple[str, ...]], ...] = (
         ("target", prompts.target), ("subject", prompts.subject), ("near", prompts.near),
-        ("entailed", prompts.entailed),
+        ("namesake", prompts.namesake), ("entailed", prompts.entailed),
     )  # fmt: skip
     for scope, texts in groups:
         yield from ((scope, text) for text in texts)
@@ -162,6 +162,19 @@ def rehearsed_near_lost_top1(view: RehearsalView) -> Measured:
     return _lost(view, "near")
 
 
+def rehearsed_namesake_kl(view: RehearsalView) -> Measured:
+    """Mean KL(before ‖ rehearsed) of the next token on prompts about made-up namesakes. Nats, 0 upwards.
+
+    Subjects that end in the same word, which near damage falls on (docs/evidence.md).
+    """
+    return _kl(view, "namesake")
+
+
+def rehearsed_namesake_lost_top1(view: RehearsalView) -> Measured:
+    """Share of prompts about made-up namesakes whose most likely next token changes. 0 to 1."""
+    return _lost(view, "namesake")
+
+
 def rehearsed_entailed_kl(view: RehearsalView) -> Measured:
     """Mean KL(before ‖ rehearsed) on entailed prompts: may rightly be large. Nats, 0 upwards. Source: RippleEdits."""
     return _kl(view, "entailed")
@@ -197,6 +210,8 @@ REHEARSAL_SCORES: dict[str, ScoreRule[RehearsalView]] = {
     "rehearsed_subject_lost_top1": ScoreRule(rehearsed_subject_lost_top1, "rehearsal", "subject", "share"),
     "rehearsed_near_kl": ScoreRule(rehearsed_near_kl, "rehearsal", "near", "nats"),
     "rehearsed_near_lost_top1": ScoreRule(rehearsed_near_lost_top1, "rehearsal", "near", "share"),
+    "rehearsed_namesake_kl": ScoreRule(rehearsed_namesake_kl, "rehearsal", "namesake", "nats"),
+    "rehearsed_namesake_lost_top1": ScoreRule(rehearsed_namesake_lost_top1, "rehearsal", "namesake", "share"),
     "rehearsed_entailed_kl": ScoreRule(rehearsed_entailed_kl, "rehearsal", "entailed", "nats"),
     "rehearsed_p_new": ScoreRule(rehearsed_p_new, "rehearsal", "target", "probability", worst="min"),
     "rehearsed_p_old": ScoreRule(rehearsed_p_old, "rehearsal", "target", "probability"),
@@ -216,7 +231,7 @@ class RehearsalRisk:
 
 
 def rehearse(context: RiskContext, requests: Sequence[EditRequest], delta: EditDelta) -> RehearsalRisk:
-    """Run the delta as a hook on same-subject, near, entailed and target prompts; the model is left as it was."""
+    """Run the delta as a hook on the prompts of every scope; the model is left as it was."""
     with preserved(context.handle):
         return rehearsal_risk(RehearsalView(context, views_of(context, requests), delta))
 
@@ -238,7 +253,7 @@ def _notes(view: RehearsalView) -> tuple[str, ...]:
 
 
 def _shown(view: RehearsalView) -> tuple[ProbeChange, ...]:
-    scopes: tuple[Scope, ...] = ("target", "subject", "near", "entailed")
+    scopes: tuple[Scope, ...] = ("target", "subject", "near", "namesake", "entailed")
     return tuple(change for scope in scopes for change in _shown_of(view, scope))
 
 

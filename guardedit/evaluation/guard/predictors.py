@@ -68,6 +68,12 @@ def seen_by_the_guard(view: RehearsalView) -> tuple[list[str], list[str]]:
         found += [probe.prompt for probe in one.near.probes]
         about += [probe.subject or "" for probe in one.near.probes]
     for probes in view.probes:
-        found += [*probes.target, *probes.entailed, *probes.subject, *(probe.prompt for probe in probes.near)]
+        found += [
+            *probes.target,
+            *probes.entailed,
+            *probes.subject,
+            *probes.namesake,
+            *(probe.prompt for probe in probes.near),
+        ]
         about += [probe.subject or "" for probe in probes.near]
     return found, sorted({subject for subject in about if subject})
