@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import torch
 from drift_helpers import FAR, REQUEST, make_delta, make_saes
 from drift_helpers import LAYER as MONITORED
 
 from guardedit.drift.measure import base_side, measure_drift
 from guardedit.drift.probes import build_probes
-from guardedit.edits.keys import keys_at_subject
 from guardedit.edits.namesakes import SPARED, WATCHED, namesakes
 from guardedit.models.handle import ModelHandle
 from guardedit.records import EditRequest, ProbePrompts, canonical
 from guardedit.risk.neighbours import ProbeSizes, generated_probes
 from guardedit.risk.rehearsal import rehearse
-from tests.risk_helpers import LAYER, TOWER, context, delta_of, moment, rank_one
+from tests.risk_helpers import TOWER, context
 
 GLACIER = EditRequest(subject="Hood Glacier", prompt="The height of {} is", target_new="low")
 

@@ -62,6 +62,10 @@ class ContextualHparams(RomeHparams):
         if self.gate_depth >= 1:
             raise BadRequestError(f"gate_depth is {self.gate_depth!r}; it is a share of the depth, below 1")
         require_number(self, "match_least", least=0, above=True)
+        if self.spare:
+            raise BadRequestError(
+                f"spare is {self.spare!r}; contextual acts only where the fact's own key stands: leave it out"
+            )
         if self.gate not in get_args(Kind):
             raise BadRequestError(f"gate is {self.gate!r}; it must be one of {', '.join(get_args(Kind))}")
 

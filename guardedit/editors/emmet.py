@@ -16,6 +16,7 @@ from guardedit.edits.deltas import EditDelta
 from guardedit.edits.inputs import SolveInputs
 from guardedit.edits.settings import require_number
 from guardedit.edits.solvers import Solution, solve_batch
+from guardedit.edits.sparing import spared
 from guardedit.edits.spreading import Problem, Wanted
 from guardedit.errors import BadRequestError
 from guardedit.models.handle import ModelHandle
@@ -28,10 +29,13 @@ class EmmetHparams(BandHparams):
 
     ridge: float = 0.0
     """λ relative to the mean of the diagonal of KᵀC⁻¹K; 0 meets every value exactly."""
+    spare: float = 0.0
+    """Weight at which namesakes are spared (`guardedit.edits.sparing`); 0 is the published method."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_number(self, "ridge", least=0)
+        require_number(self, "spare", least=0)
 
 
 def solve_emmet(
@@ -53,7 +57,9 @@ def emmet(handle: ModelHandle, wanted: Wanted, hparams: EmmetHparams, inputs: So
     _require_room(handle, len(wanted.requests), hparams)
 
     def solve_layer(problem: Problem) -> Solution:
-        moment = moments[problem.layer]
+        moment = spared(
+            handle, wanted.requests, wanted.contexts, moments[problem.layer], problem.layer, hparams.spare
+        )
         ridge = hparams.ridge and hparams.ridge * float(moment.leverage(problem.keys).mean())
         return solve_batch(problem.keys, problem.residuals, moment, ridge)
 

@@ -144,6 +144,8 @@ def solve_wanted(
 def plain_hparams(hparams: LocatedHparams, contexts: Sequence[str], seed: int) -> Plain:
     """Settings as they were used, as plain values."""
     named = {name: value for name, value in asdict(hparams).items() if name not in ("contexts", "layers")}
+    if not named.get("spare"):  # deltas from before it keep their bytes
+        named.pop("spare", None)
     spread_over = {"layers": ",".join(map(str, hparams.band))} if isinstance(hparams, BandHparams) else {}
     return {
         **named,

@@ -14,8 +14,9 @@ from guardedit.editors.located import BandHparams, find_wanted, moments_of, solv
 from guardedit.edits.deltas import EditDelta
 from guardedit.edits.inputs import SolveInputs
 from guardedit.edits.settings import require_number
-from guardedit.edits.solvers import solve_batch
-from guardedit.edits.spreading import Wanted
+from guardedit.edits.solvers import Solution, solve_batch
+from guardedit.edits.sparing import spared
+from guardedit.edits.spreading import Problem, Wanted
 from guardedit.models.handle import ModelHandle
 from guardedit.records import EditRequest
 
@@ -26,10 +27,13 @@ class MemitHparams(BandHparams):
 
     ridge: float = 100.0
     """λ, in units of KᵀC⁻¹K: the published `mom2_update_weight`, as C is a mean over tokens there too."""
+    spare: float = 0.0
+    """Weight at which namesakes are spared (`guardedit.edits.sparing`); 0 is the published method."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_number(self, "ridge", least=0, above=True)
+        require_number(self, "spare", least=0)
 
 
 def solve_memit(
@@ -47,7 +51,11 @@ def solve_memit(
 def memit(handle: ModelHandle, wanted: Wanted, hparams: MemitHparams, inputs: SolveInputs) -> EditDelta:
     """Solve for keys and values that are known already; see `solve_memit`."""
     moments = moments_of(handle, hparams.band, inputs)
-    return solve_wanted(
-        handle, wanted, "memit", hparams, inputs,
-        lambda problem: solve_batch(problem.keys, problem.residuals, moments[problem.layer], hparams.ridge),
-    )  # fmt: skip
+
+    def solve_layer(problem: Problem) -> Solution:
+        moment = spared(
+            handle, wanted.requests, wanted.contexts, moments[problem.layer], problem.layer, hparams.spare
+        )
+        return solve_batch(problem.keys, problem.residuals, moment, hparams.ridge)
+
+    return solve_wanted(handle, wanted, "memit", hparams, inputs, solve_layer)

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from guardedit.editors.located import LocatedHparams, find_wanted, solve_wanted
 from guardedit.edits.deltas import EditDelta
 from guardedit.edits.inputs import SolveInputs
+from guardedit.edits.settings import require_number
 from guardedit.edits.solvers import solve_batch
+from guardedit.edits.sparing import spared
 from guardedit.errors import BadRequestError
 from guardedit.models.handle import ModelHandle
 from guardedit.records import EditRequest
@@ -20,6 +22,13 @@ from guardedit.records import EditRequest
 @dataclass(frozen=True)
 class RomeHparams(LocatedHparams):
     """Where and how ROME writes."""
+
+    spare: float = 0.0
+    """Weight at which namesakes are spared (`guardedit.edits.sparing`); 0 is the published method."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number(self, "spare", least=0)
 
 
 def solve_rome(
@@ -41,6 +50,7 @@ def solve_rome(
         )
     moment = inputs.moment(handle, hparams.layer)
     wanted = find_wanted(handle, requests, hparams, inputs)
+    moment = spared(handle, requests, wanted.contexts, moment, hparams.layer, hparams.spare)
     return solve_wanted(
         handle,
         wanted,
