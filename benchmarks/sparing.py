@@ -151,6 +151,8 @@ def section_sparing(rows: Sequence[dict[str, Any]]) -> str:
 
 def _cell(rows: Sequence[dict[str, Any]], name: str) -> str:
     known = [row for row in rows if row.get(name) is not None]
+    if not known:
+        return "–"
     relations = np.array([row["relation"] for row in known])
 
     def mean(of: str) -> str:

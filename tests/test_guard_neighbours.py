@@ -9,7 +9,7 @@ from guard_helpers import made_rows
 
 from benchmarks.guard_together import foretold, section_together
 from benchmarks.monitor_findings import caught
-from benchmarks.namesakes import namesakes, section_namesakes
+from benchmarks.namesakes import section_namesakes
 from benchmarks.near_rehearsal import section_rehearsal
 from guardedit.evaluation.guard.frames import joined
 
@@ -51,23 +51,26 @@ def test_of_an_edit_in_both_tables_the_later_row_stays() -> None:
     assert both["out.far/kl_nats"].tolist() == [7.0] * 3 + earlier["out.far/kl_nats"].tolist()[3:]
 
 
-def test_namesakes_end_alike_and_begin_otherwise_and_one_word_has_none() -> None:
-    found = namesakes("Victoria Glacier")
-    assert found and all(one.endswith(" Glacier") for one in found)
-    assert "Victoria Glacier" not in found
-    assert namesakes("Paris") == []
-
-
 def test_namesakes_that_move_are_told_from_neighbours_that_do_not() -> None:
     rows = made_rows(30).assign(**{"pred.rehearsed_near_kl": np.arange(1.0, 31.0)})
     moved = pd.DataFrame(
-        {"case_id": one, "moved": [5.0 + at / 100, 3.0], "real": [9.0, 1.0], "others": [0.0]}
+        {
+            "case_id": one,
+            "moved": [5.0 + at / 100, 3.0],
+            "real": [9.0, 1.0],
+            "others": [0.0],
+            "unread": [at / 10, at / 5],
+            "anywhere": [30.0 - at] if at % 2 else [],
+        }
         for at, one in enumerate(rows["case_id"])
     )
     alike, others = section_namesakes(moved, rows).splitlines()[2:4]
     assert _cells(alike)[1:] == ["30", "60", "30: 0.50 (0.50 to 0.50)"]
     assert _cells(others)[1:] == ["30", "30", "0: 0.00 (0.00 to 0.00)"]
     assert "4.1 nats; above 1 nat in 1.00" in section_namesakes(moved, rows)
+    unread, anywhere = section_namesakes(moved, rows).splitlines()[-2:]
+    assert _cells(unread)[1:3] == ["30", "1.00 (1.00 to 1.00)"]
+    assert _cells(anywhere)[1:3] == ["15", "-1.00 (-1.00 to -1.00)"] and _cells(anywhere)[-1] == "15.0"
 
 
 def test_prompts_that_say_what_the_outcome_says_order_it_perfectly_and_others_do_not() -> None:

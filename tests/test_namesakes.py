@@ -5,11 +5,12 @@ from __future__ import annotations
 from drift_helpers import FAR, REQUEST, make_delta, make_saes
 from drift_helpers import LAYER as MONITORED
 
+from guardedit.cli.words import disturbed_lines
 from guardedit.drift.measure import base_side, measure_drift
 from guardedit.drift.probes import build_probes
 from guardedit.edits.namesakes import SPARED, WATCHED, namesakes
 from guardedit.models.handle import ModelHandle
-from guardedit.records import EditRequest, ProbePrompts, canonical
+from guardedit.records import EditRequest, ProbePrompts, RiskReport, canonical
 from guardedit.risk.neighbours import ProbeSizes, generated_probes
 from guardedit.risk.rehearsal import rehearse
 from tests.risk_helpers import TOWER, context
@@ -59,3 +60,13 @@ def test_the_monitor_reads_them_and_says_what_they_lost(tiny_llama: ModelHandle)
     lost = moved.score("namesake_lost_top1")
     assert lost is not None and lost.value is not None
     assert {probe.scope for probe in moved.probes} >= {"near", "namesake"}
+
+
+def test_a_terminal_says_in_one_line_what_the_bearers_of_the_name_lose(tiny_llama: ModelHandle) -> None:
+    risk = rehearse(context(tiny_llama), [TOWER], make_delta(tiny_llama, 0.5))
+    report = RiskReport(scores=risk.scores, probes=risk.probes)
+    lines = [line for line in disturbed_lines(report) if "others of the name" in line]
+    assert len(lines) == 1 and f" of {len(WATCHED)}, as The " in lines[0]
+    assert not any(
+        first in line for first in WATCHED for line in disturbed_lines(report) if line not in lines
+    )

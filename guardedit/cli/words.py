@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from guardedit.audit.acting import sentences
 from guardedit.audit.words import visible
-from guardedit.records import AuditReport, EditRequest, Finding, Judgement, Plan, RiskReport, Score
+from guardedit.records import (
+    AuditReport,
+    EditRequest,
+    Finding,
+    Judgement,
+    Plan,
+    ProbeChange,
+    RiskReport,
+    Score,
+)
 
 if TYPE_CHECKING:
     from guardedit.pipeline.reporting import Published
@@ -215,14 +224,25 @@ def disturbed_lines(risk: RiskReport, n: int = 3) -> list[str]:
     for move in risk.tokens[:n]:
         context = clean(" ".join(move.context.split()))
         lines.append(f"  would move: …{context}…  ({move.domain}, {move.move:.2f} of its size)")
-    moved = sorted(
-        (p for p in risk.probes if p.before != p.after and p.scope != "target"), key=lambda p: -p.kl_nats
-    )
-    for probe in moved[:n]:
-        lines.append(
-            f"  would answer differently: {clean(probe.prompt)} {clean(probe.before)!r} -> {clean(probe.after)!r}"
-        )
-    return lines
+    changed = sorted((p for p in risk.probes if p.before != p.after), key=lambda p: -p.kl_nats)
+    moved = [p for p in changed if p.scope not in ("target", "namesake")]
+    lines += [f"  would answer differently: {_changed_answer(probe)}" for probe in moved[:n]]
+    return [*lines, *_namesake_line(risk, [p for p in changed if p.scope == "namesake"])]
+
+
+def _namesake_line(risk: RiskReport, changed: list[ProbeChange]) -> list[str]:
+    """Made-up bearers of the name in one line: an ordinary edit moves most of them."""
+    lost = risk.score("rehearsed_namesake_lost_top1")
+    if lost is None or not lost.value or not changed:
+        return []
+    how_many = f"{round(lost.value * (lost.n or 0))} of {lost.n}"
+    return [
+        f"  would answer differently about others of the name: {how_many}, as {_changed_answer(changed[0])}"
+    ]
+
+
+def _changed_answer(probe: ProbeChange) -> str:
+    return f"{clean(probe.prompt)} {clean(probe.before)!r} -> {clean(probe.after)!r}"
 
 
 def _targets(audit: AuditReport) -> str:
