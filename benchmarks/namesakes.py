@@ -4,11 +4,11 @@
     python -m benchmarks.namesakes table docs/data/namesakes.parquet
 
 OUT is a folder of `evaluate guard` or of `benchmarks.near_rehearsal`: edits whose update is stored there are looked
-at, the others keep the row that they have. Of real neighbours (up to sixty other subjects of the relation) those that end in
-the edited subject's last word are held against the others. A *made-up namesake* has another first word before that last
-one ("Victoria Glacier" for "Hood Glacier"); nobody has to know such a name for the key at its last token to be like the
-edited one's. Each edit's own prompt is rehearsed on the dozen that the guard reads, on a dozen that it does not, and on
-up to a dozen real subjects of any relation that end in the same word.
+at, the others keep the row that they have. Of real neighbours (up to sixty other subjects of the relation) those that
+end in the edited subject's last word are held against the others. A *made-up namesake* has another first word before
+that last one ("Victoria Glacier" for "Hood Glacier"); nobody has to know such a name for the key at its last token to
+be like the edited one's. Each edit's own prompt is rehearsed on the dozen that the guard reads, on a dozen that it does
+not, and on up to a dozen real subjects of any relation that end in the same word.
 """
 
 from __future__ import annotations

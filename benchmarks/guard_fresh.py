@@ -1,0 +1,115 @@
+"""The shipped risk model on edits that it was not fitted on: what it says of them beside what was measured.
+
+    python -m benchmarks.guard_fresh docs/data/guard_rows.parquet
+
+Fitted were the natural ROME edits of docs/data/near_rehearsal.parquet; every later row of guard_rows.parquet is fresh.
+No setting of the model, of the policies or of the scores was changed between.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.guard_sections import SEED, shown, table
+from guardedit.evaluation.guard.association import auroc_worst, figure, spearman
+from guardedit.evaluation.guard.findings import avoided
+from guardedit.evaluation.guard.fitting import OUTCOMES, groups_of, natural_edits
+from guardedit.evaluation.guard.frames import OUT, PRED, read_rows
+from guardedit.pipeline.expecting import RISK_MODELS
+from guardedit.pipeline.kit import kit_folder
+from guardedit.risk.calibration import Expectation, RiskModel
+
+KIT, EDITOR = "smollm2-135m", "rome"
+STOPPED = 0.2
+HEAD = (
+    "scope", "n", "no opinion", "Spearman", "AUROC, worst tenth", "inside the interval", "Brier skill", "base rate",
+)  # fmt: skip
+
+
+def fresh_edits(frame: pd.DataFrame, fitted: Sequence[str]) -> pd.DataFrame:
+    """Natural edits of the shipped model's editor that it was not fitted on."""
+    natural = natural_edits(frame, EDITOR)
+    return natural[~natural["case_id"].isin(list(fitted))].reset_index(drop=True)
+
+
+def said_of(model: RiskModel, edits: pd.DataFrame) -> list[tuple[Expectation, ...]]:
+    """The model's words about each edit."""
+    columns = [name for name in edits.columns if name.startswith(PRED)]
+    rows = edits[columns].rename(columns=lambda name: name.removeprefix(PRED)).to_dict("records")
+    return [
+        model.expect({name: None if pd.isna(value) else value for name, value in row.items()}) for row in rows
+    ]
+
+
+def section_fresh(frame: pd.DataFrame, fitted: Sequence[str], model: RiskModel | None = None) -> str:
+    """A line a scope, and what stopping the riskiest fifth by the probability of harm would avoid."""
+    found = model or RiskModel.load(kit_folder(KIT) / RISK_MODELS / f"{EDITOR}.json")
+    edits = fresh_edits(frame, fitted)
+    if len(edits) < 10:
+        return "None yet.\n"
+    said = said_of(found, edits)
+    lines = [_line(found, edits, [one[at] for one in said], at) for at in range(len(found.scopes))]
+    return table(HEAD, lines) + "\n" + "\n".join(_stopping(edits, said)) + "\n"
+
+
+def _line(model: RiskModel, edits: pd.DataFrame, said: Sequence[Expectation], at: int) -> list[str]:
+    scope = model.scopes[at]
+    known = np.array([one.value is not None for one in said])
+    some = [one for one in said if one.value is not None]
+    damage, groups = edits[f"{OUT}{scope.outcome}"].to_numpy(dtype=float)[known], groups_of(edits)[known]
+    expected = np.array([one.value for one in some], dtype=float)
+    inside = np.array(
+        [(one.low or 0) <= d <= (one.high or 0) for one, d in zip(some, damage, strict=True)], dtype=float
+    )
+    harmful, p = (
+        (damage > scope.harm_nats).astype(float),
+        np.array([one.p_harm for one in some], dtype=float),
+    )
+    base = float(np.mean((0.1 - harmful) ** 2))
+    cells = (
+        figure(spearman, expected, damage, groups, SEED),
+        figure(auroc_worst, expected, damage, groups, SEED),
+        figure(lambda a, _: float(a.mean()), inside, inside, groups, SEED),
+        figure(lambda a, b: float(1 - np.mean((a - b) ** 2) / np.mean((0.1 - b) ** 2)), p, harmful, groups, SEED)
+        if base
+        else None,
+    )  # fmt: skip
+    return [
+        scope.scope,
+        str(len(some)),
+        str(int((~known).sum())),
+        *map(shown, cells),
+        f"{harmful.mean():.2f}",
+    ]
+
+
+def _stopping(edits: pd.DataFrame, said: Sequence[tuple[Expectation, ...]]) -> Iterator[str]:
+    """Stop first what the model has no opinion on, then by the largest probability of harm: what the gate would ask
+    a person about."""
+    risk = np.array([max(1.0 if one.p_harm is None else one.p_harm for one in each) for each in said])
+    at = round(STOPPED * len(edits))
+    parts = []
+    for scope, outcome in OUTCOMES.items():
+        damage = edits[f"{OUT}{outcome}"].to_numpy(dtype=float)
+        parts.append(f"{scope} {avoided(risk, damage)[at]:.2f} (an oracle {avoided(damage, damage)[at]:.2f})")
+    yield f"Stopping the {at} of {len(edits)} with the largest `harm_probability` avoids: {', '.join(parts)}."
+
+
+def main() -> None:
+    """Print the section."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("rows", type=Path)
+    parser.add_argument("--near", type=Path, default=Path("docs/data/near_rehearsal.parquet"))
+    args = parser.parse_args()
+    print(section_fresh(read_rows(args.rows), pd.read_parquet(args.near)["case_id"].tolist()))
+
+
+if __name__ == "__main__":
+    main()
