@@ -5,7 +5,7 @@
 
 Known CounterFact `train` facts whose subject has two words or more. An editor spares `namesakes.SPARED`; what it is
 judged by here are `namesakes.WATCHED`, real subjects of the data that end in the same word, twelve other neighbours,
-other questions about the subject, the fact said before six neighbours, and far text. Resumable, fact by fact.
+other questions about the subject, the fact said before six neighbours, and far text. Resumable.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ from guardedit.records import EditRequest
 from guardedit.risk.compare import compare
 
 SEED, REAL = 7, 12
-SETTINGS = ((0.0, 0.0), (0.003, 10.0), (0.01, 0.0), (0.01, 1.0), (0.01, 10.0), (0.03, 10.0), (0.1, 10.0))
+SETTINGS = (
+    (0.0, 0.0), (0.01, 0.0), (0.003, 1.0), (0.01, 1.0), (0.03, 1.0), (0.003, 10.0), (0.01, 10.0), (0.03, 10.0),
+    (0.1, 10.0),
+)  # fmt: skip
 """Weights of the namesakes, each with `steady`."""
 GROUPS = ("namesakes", "real", "near", "distractor", "subject")
 
@@ -51,11 +54,11 @@ def run(out: Path, data: Path, editor: str, n_facts: int) -> None:
     file = RowFile(
         out / f"{editor}-sparing.jsonl", {"model": guard.handle.digest(), "seed": SEED, "editor": editor}
     )
-    done = {row["case_id"] for row in file.load()}
+    done = {(row["case_id"], row["weight"], row["steady"]) for row in file.load()}
     for number, case in enumerate(cases_of(guard.handle, case_set, n_facts), start=1):
-        if case.case_id not in done:
-            for row in list(rows_of(bench, case, case_set)):
-                file.append(row)
+        settings = [one for one in SETTINGS if (case.case_id, *one) not in done]
+        for row in rows_of(bench, case, case_set, settings) if settings else ():
+            file.append(row)
         print(f"{number} of {n_facts}", file=sys.stderr, flush=True)
 
 
@@ -69,15 +72,17 @@ def cases_of(handle: ModelHandle, case_set: CaseSet, n_facts: int) -> list[EvalC
     return [case for case, _ in zip(named, range(n_facts), strict=False)]
 
 
-def rows_of(bench: Bench, case: EvalCase, case_set: CaseSet) -> Iterator[dict[str, Any]]:
-    """One fact at every setting; the value is found once."""
+def rows_of(
+    bench: Bench, case: EvalCase, case_set: CaseSet, settings: Sequence[tuple[float, float]]
+) -> Iterator[dict[str, Any]]:
+    """One fact at each of the settings; the value is found once."""
     handle, request = bench.workspace.handle, bench.request(case)
     bare = request.model_copy(update={"neighborhood": ()})
     kit, shelf = bench.workspace.kit, ValueShelf(bench.values) if bench.values else None
     inputs = SolveInputs(kit.second_moments, SEED, kit.saes, values=shelf)
     wanted, layer = find_wanted(handle, [bare], bench.settings, inputs), bench.settings.layer
     moment, groups = inputs.moment(handle, layer), prompts_of(bench, case, request, case_set)
-    for weight, steady in SETTINGS:
+    for weight, steady in settings:
         used = spared(handle, [bare], wanted.contexts, moment, layer, weight, steady)
         delta = solve_wanted(
             handle, wanted, bench.editor, bench.settings, inputs,

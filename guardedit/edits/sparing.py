@@ -26,8 +26,8 @@ from guardedit.models.handle import ModelHandle
 from guardedit.models.second_moment import SecondMoment
 from guardedit.records import EditRequest
 
-STEADY = 10.0
-"""How much more the subject's own keys must agree than its namesakes' be small."""
+STEADY = 1.0
+"""How much the subject's own keys must agree beside how small its namesakes' must be (docs/guarded.md)."""
 
 
 def spared(
