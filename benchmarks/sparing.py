@@ -163,7 +163,9 @@ def _cell(rows: Sequence[dict[str, Any]], name: str) -> str:
     def mean(of: str) -> str:
         values = np.array([row[of] for row in known])
         found = figure(lambda a, _: float(a.mean()), values, values, relations, SEED)
-        return "–" if found is None else f"{found.value:.3g} ({found.low:.2g} to {found.high:.2g})"
+        if found is None:  # too few for an interval
+            return f"{values.mean():.3g}"
+        return f"{found.value:.3g} ({found.low:.2g} to {found.high:.2g})"
 
     if f"{name}_lost" not in known[0]:
         return mean(name)

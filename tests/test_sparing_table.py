@@ -26,10 +26,10 @@ def test_means_are_over_the_facts_that_have_a_figure() -> None:
     cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
     assert cells[:2] == ["0", "0"] and cells[3] == "–"
     assert cells[5].startswith(f"{np.mean([1.0 + fact for fact in range(13)]):.3g} (")
-    assert cells[5].endswith("; 0.25") and cells[6] == "–; 1.00"
+    assert cells[5].endswith("; 0.25") and cells[6] == "7; 1.00"
     assert "n 13 facts" in lines[-1] and "the 1 that have any" in lines[-1]
 
 
 @pytest.mark.parametrize("fact", [0, 3])
 def test_a_fact_alone_gives_no_interval(fact: int) -> None:
-    assert "| –; 0.25 |" in section_sparing([row(fact, *one) for one in SETTINGS])
+    assert f"| {1 + fact}; 0.25 |" in section_sparing([row(fact, *one) for one in SETTINGS])
