@@ -149,9 +149,20 @@ def section_sparing(rows: Sequence[dict[str, Any]]) -> str:
         some = [row for row in rows if (row["weight"], row["steady"]) == (weight, steady)]
         cells = [_cell(some, name) for name in names]
         lines.append(f"| {weight:g} | {steady:g} | {' | '.join(cells)} |")
-    return (
-        "\n".join(lines) + f"\n\nn {n} facts, seed {SEED}; real namesakes: the {with_real} that have any.\n"
-    )
+    told = f"n {n} facts, seed {SEED}; real namesakes: the {with_real} that have any."
+    beside = f"In the median, beside the same fact not spared: {'; '.join(_times(rows))}."
+    return "\n".join([*lines, "", f"{told} {beside}", ""])
+
+
+def _times(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """How many times as far neighbours and far text move."""
+    plain = {row["case_id"]: row for row in rows if not row["weight"]}
+    for weight, steady in SETTINGS[1:]:
+        some = [row for row in rows if (row["weight"], row["steady"]) == (weight, steady)]
+        near, far = (
+            np.median([row[of] / plain[row["case_id"]][of] for row in some]) for of in ("near", "far")
+        )
+        yield f"weight {weight:g}, steady {steady:g}: near {near:.1f}, far {far:.1f} times as much"
 
 
 def _cell(rows: Sequence[dict[str, Any]], name: str) -> str:
