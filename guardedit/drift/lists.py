@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 SHOWN_LATENTS = 150
 """Per scope: all significant ones up to this number, then those that moved most, for the plot."""
 SHOWN_PROBES = 24
+SHOWN_NAMESAKES = 4
+"""Fewer, as they say the same."""
 LIMITS = (
     "Only what the control text and the listed prompts touch was looked at; a pass means no drift was found at the "
     "resolution stated, not that there is none.",
@@ -83,7 +85,7 @@ def probe_rows(handle: ModelHandle, evidence: Evidence) -> Iterator[ProbeChange]
         if seen is not None:
             changes = behaviour.probe_changes(handle, seen.rows, seen.positions, scope)
             changes.sort(key=lambda change: -change.kl_nats)
-            yield from changes[:SHOWN_PROBES]
+            yield from changes[: SHOWN_NAMESAKES if scope == "namesake" else SHOWN_PROBES]
 
 
 def resolution(evidence: Evidence) -> dict[str, float]:

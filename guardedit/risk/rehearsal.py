@@ -24,6 +24,8 @@ from guardedit.risk.scores import Measured, ScoreRule, mean_with_interval, measu
 
 SHOWN_PROBES = 8
 """Prompts a scope in the report, those that change most first; those of the target are all shown."""
+SHOWN_NAMESAKES = 4
+"""Of namesakes fewer: they say the same."""
 
 
 @dataclass(frozen=True)
@@ -260,7 +262,8 @@ def _shown(view: RehearsalView) -> tuple[ProbeChange, ...]:
 def _shown_of(view: RehearsalView, scope: Scope) -> list[ProbeChange]:
     found = list(view.of(scope))
     if scope != "target":
-        found = sorted(found, key=lambda one: -one.kl_nats)[:SHOWN_PROBES]
+        shown = SHOWN_NAMESAKES if scope == "namesake" else SHOWN_PROBES
+        found = sorted(found, key=lambda one: -one.kl_nats)[:shown]
     decode = view.context.handle.tokenizer.decode
     return [
         ProbeChange(
