@@ -20,8 +20,11 @@ from guardedit.evaluation.guard.association import auroc_worst, figure, spearman
 from guardedit.evaluation.guard.findings import avoided
 from guardedit.evaluation.guard.fitting import OUTCOMES, groups_of, natural_edits
 from guardedit.evaluation.guard.frames import OUT, PRED, read_rows
-from guardedit.pipeline.expecting import RISK_MODELS
+from guardedit.evaluation.guard.operating import gate_figures, judgements
+from guardedit.gate.policy import load_policy
+from guardedit.pipeline.expecting import HARM, RISK_MODELS
 from guardedit.pipeline.kit import kit_folder
+from guardedit.pipeline.levels import LEVELS, policy_file
 from guardedit.risk.calibration import Expectation, RiskModel
 
 KIT, EDITOR = "smollm2-135m", "rome"
@@ -47,14 +50,15 @@ def said_of(model: RiskModel, edits: pd.DataFrame) -> list[tuple[Expectation, ..
 
 
 def section_fresh(frame: pd.DataFrame, fitted: Sequence[str], model: RiskModel | None = None) -> str:
-    """A line a scope, and what stopping the riskiest fifth by the probability of harm would avoid."""
+    """A line a scope; what stopping the riskiest fifth by the probability of harm would avoid, and each level."""
     found = model or RiskModel.load(kit_folder(KIT) / RISK_MODELS / f"{EDITOR}.json")
     edits = fresh_edits(frame, fitted)
     if len(edits) < 10:
         return "None yet.\n"
     said = said_of(found, edits)
     lines = [_line(found, edits, [one[at] for one in said], at) for at in range(len(found.scopes))]
-    return table(HEAD, lines) + "\n" + "\n".join(_stopping(edits, said)) + "\n"
+    told = "\n".join(_stopping(edits, said))
+    return f"{table(HEAD, lines)}\n{told}\n\n{_levels(edits, said)}"
 
 
 def _line(model: RiskModel, edits: pd.DataFrame, said: Sequence[Expectation], at: int) -> list[str]:
@@ -98,6 +102,23 @@ def _stopping(edits: pd.DataFrame, said: Sequence[tuple[Expectation, ...]]) -> I
         damage = edits[f"{OUT}{outcome}"].to_numpy(dtype=float)
         parts.append(f"{scope} {avoided(risk, damage)[at]:.2f} (an oracle {avoided(damage, damage)[at]:.2f})")
     yield f"Stopping the {at} of {len(edits)} with the largest `harm_probability` avoids: {', '.join(parts)}."
+
+
+def _levels(edits: pd.DataFrame, said: Sequence[tuple[Expectation, ...]]) -> str:
+    """What each shipped level would have done: who is asked, and what that avoids and catches."""
+    # Without an opinion there is no score, which a limit on it cannot be checked by: a person is asked.
+    harm = [None if any(one.p_harm is None for one in each) else _worst(each) for each in said]
+    rows, gates = edits.assign(**{f"{PRED}{HARM}": pd.Series(harm, dtype=object)}), []
+    for level in LEVELS:
+        judged = judgements(rows, load_policy(policy_file(kit_folder(KIT), Path(level), "")))
+        found = gate_figures(rows, np.array([one.outcome != "auto-approved" for one in judged]))
+        gates.append((f"level `{level}`: a person is asked", found))
+    body = [[name, *(f"{value:.2f}" for value in found.values())] for name, found in gates]
+    return table(("gate", *gates[0][1]), body)
+
+
+def _worst(each: Sequence[Expectation]) -> float:
+    return max(one.p_harm or 0.0 for one in each)
 
 
 def main() -> None:

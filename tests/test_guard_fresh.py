@@ -51,5 +51,9 @@ def test_an_edit_without_an_opinion_is_stopped_first(model: RiskModel) -> None:
     column = next(f"pred.{t.score}" for t in model.scopes[0].terms if t.weight > 0)
     rows.loc[worst, column] = 1e9
     rows.loc[worst, "out.far/kl_nats"] = 1e9
-    told = section_fresh(rows, [], model).splitlines()[-1]
-    assert told.startswith("Stopping the 4 of 20") and "far 1.00 (an oracle 1.00)" in told
+    lines = section_fresh(rows, [], model).splitlines()
+    (told,) = [line for line in lines if line.startswith("Stopping the 4 of 20")]
+    assert "far 1.00 (an oracle 1.00)" in told
+    assert [line.split("`")[1] for line in lines[-3:]] == ["strict", "standard", "permissive"]
+    # No limit can be checked by scores that these rows lack: a person is asked wherever such a limit binds.
+    assert all(line.split("|")[2].strip() == "1.00" for line in lines[-3:-1])
