@@ -1,5 +1,4 @@
-"""What both models read: control text (far) and the prompts of one edit (target, entailed,
-subject, near, namesake).
+"""What both models read: control text (far) and the prompts of one edit (target, entailed, subject, near, namesake).
 
 Rows are tokenised, sorted and cut into batches once, here; both sides run exactly these batches, because batch shape
 and padding change the last bits of a forward pass.

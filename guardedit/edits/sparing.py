@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from jaxtyping import Float64
 from torch import Tensor
 
@@ -46,8 +45,10 @@ def spared(
     known = [request for request in requests if weight and namesakes(request.subject, SPARED)]
     if not known:
         return moment
-    energy = torch.stack([_energy(handle, request, contexts, layer, steady) for request in known]).sum(0)
-    return replace(moment, matrix=moment.matrix + weight * energy.to(moment.matrix))
+    matrix = moment.matrix.clone()
+    for request in known:  # one after another: a batch may hold more facts than matrices fit into memory
+        matrix += weight * _energy(handle, request, contexts, layer, steady).to(matrix)
+    return replace(moment, matrix=matrix)
 
 
 def _energy(
