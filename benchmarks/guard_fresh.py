@@ -9,7 +9,7 @@ No setting of the model, of the policies or of the scores was changed between.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -57,51 +57,47 @@ def section_fresh(frame: pd.DataFrame, fitted: Sequence[str], model: RiskModel |
         return "None yet.\n"
     said = said_of(found, edits)
     lines = [_line(found, edits, [one[at] for one in said], at) for at in range(len(found.scopes))]
-    told = "\n".join(_stopping(edits, said))
-    return f"{table(HEAD, lines)}\n{told}\n\n{_levels(edits, said)}"
+    return f"{table(HEAD, lines)}\n{_stopping(edits, said)}\n\n{_levels(edits, said)}"
 
 
 def _line(model: RiskModel, edits: pd.DataFrame, said: Sequence[Expectation], at: int) -> list[str]:
     scope = model.scopes[at]
     known = np.array([one.value is not None for one in said])
-    some = [one for one in said if one.value is not None]
     damage, groups = edits[f"{OUT}{scope.outcome}"].to_numpy(dtype=float)[known], groups_of(edits)[known]
-    expected = np.array([one.value for one in some], dtype=float)
-    inside = np.array(
-        [(one.low or 0) <= d <= (one.high or 0) for one, d in zip(some, damage, strict=True)], dtype=float
+    expected, low, high, p = (
+        np.array([getattr(one, name) for one in said], dtype=float)[known]
+        for name in ("value", "low", "high", "p_harm")
     )
-    harmful, p = (
+    inside, harmful = (
+        ((low <= damage) & (damage <= high)).astype(float),
         (damage > scope.harm_nats).astype(float),
-        np.array([one.p_harm for one in some], dtype=float),
     )
-    base = float(np.mean((0.1 - harmful) ** 2))
     cells = (
         figure(spearman, expected, damage, groups, SEED),
         figure(auroc_worst, expected, damage, groups, SEED),
         figure(lambda a, _: float(a.mean()), inside, inside, groups, SEED),
-        figure(lambda a, b: float(1 - np.mean((a - b) ** 2) / np.mean((0.1 - b) ** 2)), p, harmful, groups, SEED)
-        if base
-        else None,
-    )  # fmt: skip
-    return [
-        scope.scope,
-        str(len(some)),
-        str(int((~known).sum())),
-        *map(shown, cells),
-        f"{harmful.mean():.2f}",
-    ]
+        figure(_brier_skill, p, harmful, groups, SEED),
+    )
+    counts = (str(int(known.sum())), str(int((~known).sum())))
+    return [scope.scope, *counts, *map(shown, cells), f"{harmful.mean():.2f}"]
 
 
-def _stopping(edits: pd.DataFrame, said: Sequence[tuple[Expectation, ...]]) -> Iterator[str]:
+def _brier_skill(p: np.ndarray, happened: np.ndarray) -> float:
+    """Over a forecast of a tenth for every edit."""
+    return float(1 - np.mean((p - happened) ** 2) / np.mean((0.1 - happened) ** 2))
+
+
+def _stopping(edits: pd.DataFrame, said: Sequence[tuple[Expectation, ...]]) -> str:
     """Stop first what the model has no opinion on, then by the largest probability of harm: what the gate would ask
     a person about."""
     risk = np.array([max(1.0 if one.p_harm is None else one.p_harm for one in each) for each in said])
-    at = round(STOPPED * len(edits))
-    parts = []
+    at, parts = round(STOPPED * len(edits)), []
     for scope, outcome in OUTCOMES.items():
         damage = edits[f"{OUT}{outcome}"].to_numpy(dtype=float)
         parts.append(f"{scope} {avoided(risk, damage)[at]:.2f} (an oracle {avoided(damage, damage)[at]:.2f})")
-    yield f"Stopping the {at} of {len(edits)} with the largest `harm_probability` avoids: {', '.join(parts)}."
+    return (
+        f"Stopping the {at} of {len(edits)} with the largest `harm_probability` avoids: {', '.join(parts)}."
+    )
 
 
 def _levels(edits: pd.DataFrame, said: Sequence[tuple[Expectation, ...]]) -> str:
