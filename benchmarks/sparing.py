@@ -29,7 +29,7 @@ from guardedit.edits.value_shelf import ValueShelf
 from guardedit.evaluation.cases import CaseSet, EvalCase
 from guardedit.evaluation.guard.association import figure
 from guardedit.evaluation.guard.outcome_prompts import Neighbours, outcome_prompts
-from guardedit.evaluation.guard.rows import Bench
+from guardedit.evaluation.guard.rows import Bench, by_group
 from guardedit.evaluation.guard.strata import KNOWN, chosen_edits
 from guardedit.evaluation.readers import read_cases
 from guardedit.evaluation.rowfile import RowFile
@@ -117,8 +117,7 @@ def held(handle: ModelHandle, delta: EditDelta, request: EditRequest, case: Eval
             for target in (request.target_new, case.target_true)
         )
     beats = [a > b for a, b in zip(new, old, strict=True)]
-    # A case without paraphrases has no share of them.
-    others = beats[1:]
+    others = beats[1:]  # a case without paraphrases has no share of them
     return {
         "efficacy": float(beats[0]),
         "p_new": float(np.exp(new[0])),
@@ -130,13 +129,11 @@ def moved(handle: ModelHandle, delta: EditDelta, groups: dict[str, list[str]]) -
     """Mean KL and lost top-1 answers by group."""
     asked = [(group, prompt) for group, prompts in groups.items() for prompt in prompts]
     found = compare(handle, delta, [prompt for _, prompt in asked], ["near"] * len(asked))
-    values: dict[str, float] = {}
-    for group in groups:
-        some = [one for (name, _), one in zip(asked, found, strict=True) if name == group]
-        if some:
-            values[group] = float(np.mean([one.kl_nats for one in some]))
-            values[f"{group}_lost"] = float(np.mean([one.top_before != one.top_after for one in some]))
-    return values
+    values = by_group(found, [group for group, _ in asked])
+    there = [group for group in groups if groups[group]]
+    return {group: values[f"{group}/kl_nats"] for group in there} | {
+        f"{group}_lost": values[f"{group}/lost_top1"] for group in there
+    }
 
 
 def section_sparing(rows: Sequence[dict[str, Any]]) -> str:
@@ -155,14 +152,15 @@ def section_sparing(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _times(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """How many times as far neighbours and far text move."""
+    """How many times as far neighbours and far text move, and the largest far divergence, nats."""
     plain = {row["case_id"]: row for row in rows if not row["weight"]}
     for weight, steady in SETTINGS[1:]:
         some = [row for row in rows if (row["weight"], row["steady"]) == (weight, steady)]
         near, far = (
             np.median([row[of] / plain[row["case_id"]][of] for row in some]) for of in ("near", "far")
         )
-        yield f"weight {weight:g}, steady {steady:g}: near {near:.1f}, far {far:.1f} times as much"
+        most = max(row["far"] for row in some)
+        yield f"weight {weight:g}, steady {steady:g}: near {near:.1f}, far {far:.1f} times as much (at most {most:.2g})"
 
 
 def _cell(rows: Sequence[dict[str, Any]], name: str) -> str:
