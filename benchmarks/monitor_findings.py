@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from benchmarks.planted_leaks import RELATION
+from benchmarks.planted_leaks import RELATION, domain_of
 from guardedit.drift.null import NullBank
 from guardedit.drift.probes import FAR_DOMAINS
 from guardedit.evaluation.bootstrap import estimate
@@ -104,7 +104,8 @@ def detections(table: pd.DataFrame, bank: NullBank) -> str:
     ]
     plain = {row["case_id"]: row for _, row in _without_leak(table).iterrows()}
     planted = table[table["scope"] != ""]
-    for (scope, share), found in planted.groupby(["scope", "share"], sort=False):
+    for (named, share), found in planted.groupby(["scope", "share"], sort=False):
+        scope = domain_of(str(named))
         carriers = [plain[case_id] for case_id in found["case_id"]]
         rows_ = [row for _, row in found.iterrows()]
         fired = [
@@ -113,9 +114,9 @@ def detections(table: pd.DataFrame, bank: NullBank) -> str:
         ]
         beyond = [scope in _beyond(row, bank) for row in rows_]
         first = [_first(row, bank) == scope for row in rows_]
-        moved = _moved(str(scope), rows_, carriers)
+        moved = _moved(scope, rows_, carriers)
         counts = (f"{sum(one)} of {len(found)}" for one in (fired, beyond, first))
-        rows.append(f"| {scope} | {share:.2f} | {len(found)} | {moved} | {' | '.join(counts)} |")
+        rows.append(f"| {named} | {share:.2f} | {len(found)} | {moved} | {' | '.join(counts)} |")
     return "\n".join(rows) + "\n"
 
 

@@ -1,13 +1,14 @@
 """The monitor's size and power: edits and shams that it should let through, and planted leaks that it should find.
 
-    python -m benchmarks.monitor_power run OUT --facts FILE [--edits 30] [--harmful 0] [--shams 10] [--carriers 5]
-    python -m benchmarks.monitor_power table OUT --to docs/data/monitor_power.parquet
+    python -m benchmarks.monitor_power run OUT --facts FILE [--rows docs/data/guard_rows.parquet]
+                                               [--edits 30] [--harmful 0] [--shams 10] [--carriers 5] [--plant python …]
+    python -m benchmarks.monitor_power table OUT --to docs/data/monitor_power.parquet     (earlier rows of others stay)
 
-OUT is a folder of `evaluate guard --editor rome`, whose stored deltas are taken up. *Size*: known facts whose edit did
-little on text and prompts that the monitor does not read, none of them in the monitor's reference bank; and *shams*,
-edits towards what the model says anyway. *Power*: real edits in the worst tenth of some scope by the same measure, and
-leaks of graded size (benchmarks/planted_leaks.py) behind carriers, which are the first of those edits.
-Resumable; `table` keeps figures only.
+*Size*: known facts whose ROME edit did little on text and prompts that the monitor does not read (which the rows of
+`evaluate guard` say), none of them in the monitor's reference bank; and *shams*, edits towards what the model says
+anyway. *Power*: real edits in the worst tenth of some scope by the same measure, and leaks of graded size
+(benchmarks/planted_leaks.py) behind carriers, which are the first of the mild edits. Rows in the order of their case
+numbers; updates that OUT/rome-deltas holds are taken up. Resumable; `table` keeps figures only.
 """
 
 from __future__ import annotations
@@ -21,10 +22,9 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from benchmarks.planted_leaks import RELATION, Leaks, both
+from benchmarks.planted_leaks import NARROW, RELATION, Leaks, both
 from benchmarks.reference_bank import read_delta
 from guardedit.drift.measure import drift_cache, measure_drift
 from guardedit.drift.probes import FAR_TOKENS, ProbeSet, build_probes
@@ -33,8 +33,10 @@ from guardedit.edits.deltas import EditDelta
 from guardedit.evaluation.cases import EvalCase
 from guardedit.evaluation.guard.association import WORST
 from guardedit.evaluation.guard.fitting import OUTCOMES
+from guardedit.evaluation.guard.frames import OUT, measured, read_rows
 from guardedit.evaluation.guard.outcome_prompts import Neighbours
 from guardedit.evaluation.guard.rows import Bench
+from guardedit.evaluation.guard.strata import KNOWN
 from guardedit.evaluation.readers import read_cases
 from guardedit.evaluation.rowfile import RowFile
 from guardedit.gate.policy import Policy, judge, lineage_scores
@@ -51,12 +53,13 @@ from guardedit.risk.neighbours import generated_probes
 SEED = 0
 SIZES = (0.01, 0.02, 0.05)
 """Shares of a scope's top-1 predictions that a leak changes."""
-PLANTED = ("python", "arithmetic", RELATION)
+PLANTED = ("python", "arithmetic", f"python{NARROW}", f"arithmetic{NARROW}", RELATION)
 LITTLE = {"near/lost_top1": 0.09, "far/kl_nats": 0.003, "subject/lost_top1": 0.42}
 """By behaviour on prompts and text that the monitor does not read, at most: one neighbour in twelve, five of twelve
 sentences about the subject."""
-
-
+SCORE = "score."
+WHAT = ["kind", "case_id", "scope", "share"]
+"""What a row is about."""
 Edit = tuple[str, EditRequest, Callable[[], EditDelta]]
 """Case id, request, and what gives its update."""
 
@@ -67,6 +70,8 @@ class Lab:
 
     guard: Guard
     facts: dict[str, EvalCase]
+    rows: pd.DataFrame
+    """Of the guard's benchmark: known facts by ROME that were measured in every scope."""
     out: Path
 
     @cached_property
@@ -94,27 +99,18 @@ class Lab:
 
     def mild(self) -> Iterator[Edit]:
         """Edits that did little where the monitor does not look, those of its reference bank left out."""
-        return self._edits(_did_little)
+        return self._edits(self.rows[did_little(self.rows)])
 
     def harmful(self) -> Iterator[Edit]:
         """Edits in the worst tenth of some scope where the monitor does not look, those of its bank left out."""
-        rows = self._rows()
-        limits = {
-            o: float(np.quantile([row["outcomes"][o] for row in rows], WORST)) for o in OUTCOMES.values()
-        }
-        return self._edits(lambda outcomes: any(outcomes[o] > limit for o, limit in limits.items()))
+        return self._edits(self.rows[did_much(self.rows)])
 
-    def _rows(self) -> list[dict[str, Any]]:
-        lines = (self.out / "rome-known.jsonl").read_text("utf-8").splitlines()[1:]
-        rows = [row for row in map(json.loads, lines) if row["error"] is None]
-        return [row for row in rows if all(outcome in row["outcomes"] for outcome in OUTCOMES.values())]
-
-    def _edits(self, wanted: Callable[[dict[str, float]], bool]) -> Iterator[Edit]:
+    def _edits(self, rows: pd.DataFrame) -> Iterator[Edit]:
         bank = {entry.name for entry in self.guard.kit.drift_bank.entries}
-        for row in self._rows():
-            if row["case_id"] not in bank and wanted(row["outcomes"]):
-                request = self.facts[row["case_id"]].request
-                yield row["case_id"], request, partial(self._delta, row["case_id"], request)
+        for case_id in rows["case_id"]:
+            if case_id not in bank:
+                request = self.facts[case_id].request
+                yield case_id, request, partial(self._delta, case_id, request)
 
     def _delta(self, case_id: str, request: EditRequest) -> EditDelta:
         """The stored update, or the same solved again."""
@@ -125,24 +121,39 @@ class Lab:
 
     def shams(self) -> Iterator[Edit]:
         """Edits of other facts towards what the model says anyway."""
-        for row in reversed(self._rows()):
-            case = self.facts[row["case_id"]]
+        for case_id in reversed(self.rows["case_id"].tolist()):
+            case = self.facts[case_id]
             bare = case.request.model_copy(
                 update={"target_new": case.target_true, "target_true": case.request.target_new}
             )
             request = complete(self.guard.handle, bare)
-            yield row["case_id"], request, partial(self.bench.solve, (request,))
+            yield case_id, request, partial(self.bench.solve, (request,))
 
 
-def _did_little(outcomes: dict[str, float]) -> bool:
-    return all(outcomes.get(name, 1.0) <= most for name, most in LITTLE.items())
+def tried(path: Path) -> pd.DataFrame:
+    """ROME's known facts of the guard's table that were measured in every scope."""
+    rows = measured(read_rows(path), "rome", (KNOWN,))
+    return rows.dropna(subset=[f"{OUT}{outcome}" for outcome in OUTCOMES.values()]).reset_index(drop=True)
 
 
-def run(lab: Lab, edits: int, shams: int, carriers: int, harmful: int = 0) -> None:
+def did_little(rows: pd.DataFrame) -> pd.Series[bool]:
+    """Of each edit, whether it did `LITTLE`."""
+    return pd.concat([rows[f"{OUT}{name}"] <= most for name, most in LITTLE.items()], axis=1).all(axis=1)
+
+
+def did_much(rows: pd.DataFrame) -> pd.Series[bool]:
+    """Of each edit, whether it is in the worst tenth of some scope."""
+    damage = rows[[f"{OUT}{outcome}" for outcome in OUTCOMES.values()]]
+    return (damage > damage.quantile(WORST)).any(axis=1)
+
+
+def run(
+    lab: Lab, edits: int, shams: int, carriers: int, harmful: int = 0, scopes: Sequence[str] = PLANTED
+) -> None:
     """Monitor mild edits, harmful ones and shams, then the first of the mild ones with leaks behind them."""
     rows = RowFile(lab.out / "monitor" / "power.jsonl", {"model": lab.guard.handle.digest(), "seed": SEED})
     leaks = Leaks(lab.guard, lab.bench.pool)
-    planted = [(scope, share) for scope in PLANTED for share in SIZES]
+    planted = [(scope, share) for scope in scopes for share in SIZES]
     for kind, source, n, wanted in (
         ("mild", lab.mild(), edits, [("", 0.0)]),
         ("harmful", lab.harmful(), harmful, [("", 0.0)]),
@@ -208,17 +219,27 @@ def _score(name: str, value: float) -> Score:
     return Score(name=name, value=value, unit="", stage="postop", scope="model", n=1_000_000)
 
 
-def kept(out: Path, policy: Policy) -> pd.DataFrame:
-    """The rows as a table, judged by this policy: figures only, no text."""
+def kept(out: Path, policy: Policy, earlier: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The rows as a table, judged by this policy: figures only, no text. Of what was monitored twice, the later row."""
     lines = (out / "monitor" / "power.jsonl").read_text("utf-8").splitlines()[1:]
-    rows = [json.loads(line) for line in lines]
-    flat = [
-        {k: v for k, v in row.items() if k not in ("broken", "scores")}
-        | _judged([_score(*one) for one in row["scores"].items()], policy)
-        | {f"score.{name}": value for name, value in row["scores"].items()}
-        for row in rows
+    scored = [
+        {k: v for k, v in row.items() if k not in ("outcome", "broken", "scores")}
+        | {f"{SCORE}{name}": value for name, value in row["scores"].items()}
+        for row in map(json.loads, lines)
     ]
-    return pd.DataFrame(flat)
+    frames = [*([] if earlier is None else [earlier]), pd.DataFrame(scored)]
+    rows = pd.concat(frames, ignore_index=True).drop_duplicates(WHAT, keep="last")
+    return rejudged(rows.sort_values(WHAT, ignore_index=True), policy)
+
+
+def rejudged(rows: pd.DataFrame, policy: Policy) -> pd.DataFrame:
+    """Every row with this policy's outcome and broken rules."""
+    names = sorted(name for name in rows.columns if name.startswith(SCORE))
+    verdicts = [
+        _judged([_score(name.removeprefix(SCORE), value) for name, value in row.dropna().items()], policy)
+        for _, row in rows[names].iterrows()
+    ]
+    return pd.concat([rows[[*WHAT, "came_to"]], pd.DataFrame(verdicts), rows[names]], axis=1)
 
 
 def main() -> None:
@@ -234,16 +255,20 @@ def main() -> None:
     running.add_argument("--shams", type=int, default=10)
     running.add_argument("--carriers", type=int, default=5)
     running.add_argument("--harmful", type=int, default=0, help="edits in the worst tenth of some scope")
+    running.add_argument("--plant", nargs="+", choices=PLANTED, default=PLANTED)
+    running.add_argument("--rows", type=Path, default=Path("docs/data/guard_rows.parquet"))
     keeping = steps.add_parser("table")
     keeping.add_argument("out", type=Path)
     keeping.add_argument("--to", type=Path, required=True)
     args = parser.parse_args()
     if args.step == "table":
-        kept(args.out, load_policy(kit_folder("smollm2-135m") / POLICY)).to_parquet(args.to)
+        earlier = pd.read_parquet(args.to) if args.to.is_file() else None
+        policy = load_policy(kit_folder("smollm2-135m") / POLICY)
+        kept(args.out, policy, earlier).to_parquet(args.to)
         return
     cases = {case.case_id: case for case in read_cases(args.facts, "train").cases}
-    lab = Lab(open_guard(home=args.out / "home-monitor"), cases, args.out)
-    run(lab, args.edits, args.shams, args.carriers, args.harmful)
+    lab = Lab(open_guard(home=args.out / "home-monitor"), cases, tried(args.rows), args.out)
+    run(lab, args.edits, args.shams, args.carriers, args.harmful, args.plant)
 
 
 if __name__ == "__main__":

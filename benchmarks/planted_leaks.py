@@ -3,7 +3,9 @@
 A leak is a rank-one update that reads what sets the tokens of its scope apart and writes in a direction drawn by seed,
 grown until it changes a given share of the scope's top-1 predictions, on text and prompts that the monitor does not
 read. A domain's reading direction is the one along which its keys have most energy for that of all other domains'
-keys: merely the domain's mean key, whitened, moves rarer kinds of text more than the domain itself.
+keys: merely the domain's mean key, whitened, moves rarer kinds of text more than the domain itself. That leak is thin:
+it changes predictions that were nearly another one anyway. A *narrow* one reads one kind of the domain's tokens only
+(a cluster of its keys) and changes most of what is said there, whatever that takes.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from functools import cached_property
 import torch
 from jaxtyping import Float
 from scipy.linalg import eigh
+from sklearn.cluster import KMeans
 from torch import Tensor
 
 from guardedit.edits.deltas import EditDelta, LowRank, WeightChange
@@ -30,6 +33,10 @@ from guardedit.risk.compare import compare
 
 SEED = 0
 RELATION = "relation"
+NARROW = ", narrow"
+"""Ends the name of a domain's narrow leaks."""
+KINDS = 24
+"""Clusters of a domain's keys, for narrow leaks."""
 STEPS = 7
 LARGEST = 16.0
 """In units of the rewrite module's own output at the scope's keys."""
@@ -53,22 +60,40 @@ class Leaks:
         if scope == RELATION:
             return self._into_relation(share, request)
         if (scope, share) not in self._kept:
-            self._kept[scope, share] = bisected(lambda size: self._into_text(scope, size), share)
+            self._kept[scope, share] = self._into_text(scope, share)
         return self._kept[scope, share]
 
-    def _into_text(self, domain: str, size: float) -> tuple[EditDelta, float]:
-        made = self._rank_one(self._apart(domain), self._domain_keys[domain], size)
-        return made, self._sample(domain).moves(made)[f"lost_top1/{domain}"]
+    def _into_text(self, scope: str, share: float) -> tuple[EditDelta, float]:
+        domain = domain_of(scope)
+        reading, keys = self._narrow(domain, share) if scope.endswith(NARROW) else self._spread(domain)
+        sample = self._sample(domain)
 
-    def _apart(self, domain: str) -> Float[Tensor, " d_in"]:
-        """The direction u that maximises uᵀCu / uᵀC'u, C of the domain's keys and C' of all others'."""
-        keys = self._domain_keys
-        others = torch.cat([found for name, found in keys.items() if name != domain])
-        own, rest = (k.T @ k / len(k) for k in (keys[domain], others))
-        ridge = RIDGE * rest.diagonal().mean() * torch.eye(len(rest), dtype=rest.dtype)
-        n = len(rest)
-        _, vectors = eigh(own.numpy(), (rest + ridge).numpy(), subset_by_index=(n - 1, n - 1))
-        return torch.from_numpy(vectors[:, 0])
+        def made(size: float) -> tuple[EditDelta, float]:
+            leak = self._rank_one(reading, keys, size)
+            return leak, sample.moves(leak)[f"lost_top1/{domain}"]
+
+        return bisected(made, share)
+
+    def _spread(self, domain: str) -> tuple[Float[Tensor, " d_in"], Float[Tensor, "n d_in"]]:
+        """What sets the domain apart, and all its keys."""
+        reading, _ = apart(self._domain_keys[domain], self._other_keys(domain))
+        return reading, self._domain_keys[domain]
+
+    def _narrow(self, domain: str, share: float) -> tuple[Float[Tensor, " d_in"], Float[Tensor, "n d_in"]]:
+        """What best sets one kind of the domain's tokens apart, and that kind's keys: `share` to 4 x `share` of all."""
+        keys, others = self._domain_keys[domain], self._other_keys(domain)
+        kinds = torch.from_numpy(KMeans(KINDS, n_init=1, random_state=SEED).fit_predict(keys.numpy()))
+        members = [
+            kinds == kind for kind in range(KINDS) if share <= (kinds == kind).double().mean() <= 4 * share
+        ]
+        if not members:
+            raise SystemExit(f"no kind of {domain} tokens makes up {share:g} to {4 * share:g} of its keys")
+        found = [(*apart(keys[own], torch.cat([keys[~own], others])), own) for own in members]
+        reading, _, own = max(found, key=lambda one: one[1])
+        return reading, keys[own]
+
+    def _other_keys(self, domain: str) -> Float[Tensor, "n d_in"]:
+        return torch.cat([found for name, found in self._domain_keys.items() if name != domain])
 
     def _into_relation(self, share: float, request: EditRequest) -> tuple[EditDelta, float]:
         subjects = self.pool.around(request, SEED + 1)
@@ -111,6 +136,22 @@ class Leaks:
         right = reading / (keys @ reading).pow(2).mean().sqrt()
         change = WeightChange(handle.rewrite_parameter(layer), layer, LowRank(left[:, None], right[None, :]))
         return EditDelta((change,), "planted", {"size": size}, {})
+
+
+def domain_of(scope: str) -> str:
+    """The domain that a leak of this name goes into; a relation's is its own."""
+    return scope.removesuffix(NARROW)
+
+
+def apart(
+    own: Float[Tensor, "n d_in"], others: Float[Tensor, "m d_in"]
+) -> tuple[Float[Tensor, " d_in"], float]:
+    """The direction u that maximises uᵀCu / uᵀC'u, C of its own keys and C' of the others', and that ratio."""
+    mine, rest = (k.T @ k / len(k) for k in (own, others))
+    n = len(rest)
+    ridge = RIDGE * rest.diagonal().mean() * torch.eye(n, dtype=rest.dtype)
+    values, vectors = eigh(mine.numpy(), (rest + ridge).numpy(), subset_by_index=(n - 1, n - 1))
+    return torch.from_numpy(vectors[:, 0]), float(values[0])
 
 
 def bisected(make: Callable[[float], tuple[EditDelta, float]], share: float) -> tuple[EditDelta, float]:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 import torch
 
 from benchmarks.monitor_findings import SCOPES, alarms, detections
-from benchmarks.planted_leaks import bisected, both
+from benchmarks.monitor_power import LITTLE, did_little, did_much, kept
+from benchmarks.planted_leaks import NARROW, RIDGE, apart, bisected, both, domain_of
 from guardedit.drift.null import BankEntry, NullBank
 from guardedit.edits.deltas import EditDelta, LowRank, WeightChange
+from guardedit.evaluation.guard.fitting import OUTCOMES
+from guardedit.evaluation.rowfile import RowFile
+from guardedit.gate.rules import load_policy
+from guardedit.pipeline.kit import kit_folder
+from guardedit.pipeline.levels import POLICY
 
 BANK = NullBank(
     model_digest="sha256:" + "0" * 64, layer=0, hook_names=("blocks.0.hook_mlp_out",), far_tokens=64,
@@ -80,3 +88,55 @@ def test_alarms_are_counted_apart_for_real_edits_and_shams() -> None:
     real, sham = alarms(pd.DataFrame(calm), BANK).splitlines()[2:]
     assert [cell.strip().split(" ")[0] for cell in real.split("|")[2:6]] == ["3", "0.33", "0.67", "0.33"]
     assert "`far-kl`" in real and "0.00" in sham
+
+
+def test_the_direction_that_sets_keys_apart_is_the_best_of_many() -> None:
+    noise = torch.Generator().manual_seed(0)
+    others = torch.randn(400, 6, generator=noise, dtype=torch.float64)
+    own = torch.randn(80, 6, generator=noise, dtype=torch.float64)
+    own[:, 2] *= 5.0
+    found, ratio = apart(own, others)
+    ridge = RIDGE * (others.T @ others / len(others)).diagonal().mean()
+
+    def energy_ratio(u: torch.Tensor) -> float:
+        return float((own @ u).pow(2).mean() / ((others @ u).pow(2).mean() + ridge * u @ u))
+
+    assert ratio == pytest.approx(energy_ratio(found), rel=1e-9)
+    drawn = torch.randn(500, 6, generator=noise, dtype=torch.float64)
+    assert all(energy_ratio(u) < ratio for u in drawn)
+    assert int(found.abs().argmax()) == 2
+
+
+@pytest.mark.parametrize(("scope", "domain"), ((f"python{NARROW}", "python"), ("python", "python")))
+def test_a_narrow_leak_is_counted_as_one_into_its_domain(scope: str, domain: str) -> None:
+    assert domain_of(scope) == domain
+    table = pd.DataFrame([_row(), _row(scope, 0.02, "far-kl", python=0.5, chat=0.0005)])
+    (line,) = detections(table, BANK).splitlines()[2:]
+    assert line.split("|")[1].strip() == scope
+    assert line.split("|")[4:9] == [" 0.0010 → 0.5000 ", " 0.0000 ", *[" 1 of 1 "] * 3]
+
+
+def _rows(**outcomes: float) -> pd.DataFrame:
+    calm = {f"out.{name}": 0.0 for name in (*LITTLE, *OUTCOMES.values())}
+    rows = [calm | {"case_id": str(i), **{f"out.{k}": v * i for k, v in outcomes.items()}} for i in range(20)]
+    return pd.DataFrame(rows)
+
+
+def test_mild_edits_keep_every_bound_and_harmful_ones_are_the_worst_tenth_of_some_scope() -> None:
+    rows = _rows(**{"near/lost_top1": 0.03, "far/kl_nats": 0.0001})
+    assert rows[did_little(rows)]["case_id"].tolist() == ["0", "1", "2", "3"]
+    assert rows[did_much(rows)]["case_id"].tolist() == ["18", "19"]
+
+
+def test_rows_of_earlier_runs_stay_and_what_was_monitored_again_is_the_later_row(tmp_path: Path) -> None:
+    policy = load_policy(kit_folder("smollm2-135m") / POLICY)
+    written = RowFile(tmp_path / "monitor" / "power.jsonl", {"model": "m"})
+    named = {"kind": "mild", "scope": "", "share": 0.0, "came_to": 0.0, "outcome": "committed", "broken": []}
+    for case_id, far in (("2", 0.5), ("3", 0.001)):
+        written.append({**named, "case_id": case_id, "scores": {"far_kl": far}})
+    first = {"kind": "mild", "scope": "", "share": 0.0, "came_to": 0.0, "outcome": "committed", "broken": ""}
+    earlier = pd.DataFrame([{**first, "case_id": one, "score.far_kl": 0.002} for one in ("1", "2")])
+    table = kept(tmp_path, policy, earlier)
+    assert table["case_id"].tolist() == ["1", "2", "3"]
+    assert table["score.far_kl"].tolist() == [0.002, 0.5, 0.001]
+    assert table["broken"].tolist() == ["", "far-kl lineage-far-kl", ""]
