@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.guard_fresh import section_fresh
+from benchmarks.guard_levels import section_levels
 from benchmarks.guard_sections import SECTIONS, SEED, editors_of, section_controls
 from benchmarks.guard_together import section_together
 from benchmarks.monitor_findings import section_monitor
@@ -90,6 +91,7 @@ def write(
         **SECTIONS,
         "controls": lambda rows: section_controls(rows, controls),
         "together": section_together,
+        "levels": section_levels,
         "fresh": lambda rows: section_fresh(rows, near["case_id"].tolist()),
         "rehearsal": lambda rows: section_rehearsal(near, rows),
         "namesakes": lambda rows: section_namesakes(namesakes, rows),

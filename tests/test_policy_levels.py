@@ -69,7 +69,8 @@ def test_a_stricter_level_lets_nothing_pass_that_the_next_one_stops() -> None:
 def test_the_levels_differ_on_a_probability_between_their_limits() -> None:
     scores = _scores(**{HARM: 0.2})
     assert [_outcome(SHIPPED[level], scores) for level in LEVELS] == [1, 0, 0]
-    assert _outcome(SHIPPED["strict"], scores, "memit") == 0, "the model was fitted on ROME's edits"
+    assert _outcome(SHIPPED["strict"], scores, "memit") == 1
+    assert _outcome(SHIPPED["strict"], scores, "emmet") == 0, "no model was fitted on its edits"
 
 
 def test_a_plan_without_a_probability_goes_to_a_person_where_its_editor_has_a_model() -> None:
@@ -142,6 +143,6 @@ def test_what_is_printed_is_what_would_judge(tmp_path: Path, monkeypatch: pytest
 
 def test_tried_edits_are_judged_as_their_editor() -> None:
     scores = {f"pred.{s.name}": s.value for s in _scores()}
-    frame = pd.DataFrame([{"editor": name, **scores, f"pred.{HARM}": 0.9} for name in ("rome", "memit")])
+    frame = pd.DataFrame([{"editor": name, **scores, f"pred.{HARM}": 0.9} for name in ("rome", "emmet")])
     one, other = judgements(frame, SHIPPED["permissive"])
     assert {f.rule for f in one.findings} - {f.rule for f in other.findings} == {"harm-probability"}

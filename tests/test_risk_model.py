@@ -16,8 +16,9 @@ from pipeline_helpers import ZERO, Home, World, home, request_of, world
 
 from guardedit.errors import BadRequestError
 from guardedit.evaluation.guard.association import spearman
-from guardedit.evaluation.guard.calibrating import calibrated
+from guardedit.evaluation.guard.calibrating import calibrated, harms_of
 from guardedit.evaluation.guard.features import MEANT, SETS, SUPPORT, Feature, columns
+from guardedit.evaluation.guard.findings import fitted
 from guardedit.evaluation.guard.fitting import (
     conformal,
     cross_validated,
@@ -238,6 +239,57 @@ def test_the_shipped_model_is_what_calibrate_makes_of_the_rows_that_are_called_f
         t.score: t.weight for t in far.terms
     }
     assert far.half_width == pytest.approx(kept.half_width, rel=1e-3)
+
+
+@pytest.mark.parametrize("editor", ["memit", "finetune"])
+def test_other_editors_models_are_fitted_on_all_their_rows_and_call_harm_what_romes_does(editor: str) -> None:
+    folder = ROOT / "guardedit" / "assets" / "smollm2-135m" / "risk_models"
+    rome, shipped = (RiskModel.load(folder / f"{name}.json") for name in ("rome", editor))
+    natural = natural_edits(read_rows(TABLE), editor)
+    assert shipped.rows_digest == rows_digest(natural)
+    assert harms_of(shipped) == pytest.approx(harms_of(rome))
+    again = fit_scope(natural, "near", MEANT["near"], shipped.seed, SUPPORT, harms_of(rome)["near"])
+    kept = next(one for one in shipped.scopes if one.scope == "near")
+    for name in ("intercept", "half_width", "slope", "offset"):
+        assert getattr(again, name) == pytest.approx(getattr(kept, name), rel=1e-3), name
+
+
+def test_what_is_harm_may_come_from_another_editors_model(rows: pd.DataFrame, risk_model: RiskModel) -> None:
+    """Where every edit does ten times the damage, most do harm by the other's measure, a tenth by the editor's own."""
+    outcomes = [name for name in rows.columns if name.startswith("out.")]
+    worse = rows.assign(editor="memit", **{name: rows[name] * 10 for name in outcomes})
+    own, _ = calibrated(worse, "tiny", "memit", (1,))
+    there, figures = calibrated(worse, "tiny", "memit", (1,), harm_as=risk_model)
+    assert harms_of(there) == pytest.approx(harms_of(risk_model))
+    assert harms_of(own) == pytest.approx({s: 10 * nats for s, nats in harms_of(risk_model).items()})
+    middle = scores_of(rows, int(rows["out.far/kl_nats"].argsort().iloc[len(rows) // 2]))
+    by_own, by_other = ({e.scope: e.p_harm for e in one.expect(middle)} for one in (own, there))
+    assert (
+        by_own["far"] is not None
+        and by_other["far"] is not None
+        and by_own["far"] < 0.2 < 0.8 < by_other["far"]
+    )
+    assert "harm as the worst tenth by rome" in there.protocol and figures["far"]["n"] == len(rows)
+
+
+def test_calibrate_takes_the_measure_of_harm_from_a_file_and_refuses_what_is_none(
+    home: Home, rows: pd.DataFrame, tmp_path: Path
+) -> None:
+    write_rows(rows, tmp_path / "rows.parquet")
+    first = ("calibrate", str(tmp_path / "rows.parquet"), "--out")
+    assert home.run(*first, str(tmp_path / "one.json")).code == 0
+    assert home.run(*first, str(tmp_path / "two.json"), "--harm-as", str(tmp_path / "one.json")).code == 0
+    one, two = (RiskModel.load(tmp_path / name) for name in ("one.json", "two.json"))
+    assert harms_of(one) == pytest.approx(harms_of(two))
+    (tmp_path / "none.json").write_text("{}")
+    ran = home.run(*first, str(tmp_path / "three.json"), "--harm-as", str(tmp_path / "none.json"))
+    assert ran.code == 6 and "none.json" in ran.err and not (tmp_path / "three.json").exists()
+
+
+def test_without_any_harm_there_is_no_skill_to_speak_of(rows: pd.DataFrame) -> None:
+    assert fitted(rows, "far", MEANT["far"], harm_nats=1e6)["brier_skill"] is None
+    some = fitted(rows, "far", MEANT["far"])["brier_skill"]
+    assert some is not None and some["value"] > 0.2
 
 
 def test_safer_than_any_edit_fitted_on_counts_as_the_safest_of_those_and_riskier_as_unknown() -> None:

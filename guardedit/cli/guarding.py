@@ -117,6 +117,12 @@ def calibrate(
     out: Annotated[Path, typer.Option("--out", help="Where the risk model is written (.json).")],
     editor: Annotated[str, typer.Option("--editor", help="Whose edits.")] = "rome",
     seed: Annotated[int, typer.Option("--seed", help="Of the folds.")] = 0,
+    harm_as: Annotated[
+        Path | None,
+        typer.Option(
+            "--harm-as", help="A risk model: what is harm there is harm here. [its own worst tenth]"
+        ),
+    ] = None,
     model: ModelOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
@@ -126,11 +132,13 @@ def calibrate(
     from guardedit.evaluation.guard.calibrating import calibrated
     from guardedit.evaluation.guard.frames import read_rows
     from guardedit.records import canonical
+    from guardedit.risk.calibration import RiskModel
 
     options = from_context(context, model, home, as_json)
     settings = options.guard().kit.settings(editor)
     layers = getattr(settings, "layers", None) or (settings.layer,)
-    fitted, figures = calibrated(read_rows(rows), options.model, editor, layers, seed)
+    as_there = RiskModel.load(harm_as) if harm_as is not None else None
+    fitted, figures = calibrated(read_rows(rows), options.model, editor, layers, seed, as_there)
     write_atomic(out, canonical(fitted))
     document = {"risk_model": str(out), "digest": fitted.digest, "scopes": figures}
     emit(options, document, _model_as_text(document))

@@ -3,7 +3,7 @@
 log damage = intercept + Σ weight · z, where z is a score (its logarithm where it spans decades), centred and scaled.
 Weights of scores that mean more risk are never negative. Beside the expectation stand a conformal interval (Lei et al.
 2018, "Distribution-Free Predictive Inference for Regression", split form with out-of-fold residuals) and the
-probability that the damage is among the worst tenth of those that the model was fitted on. Where a score is riskier
+probability of harm: damage as the worst tenth of measured edits did, these or others. Where a score is riskier
 than any that it was fitted on, the model has no opinion; where one is safer, it counts as the safest of those.
 """
 
@@ -68,7 +68,7 @@ class ScopeModel(Record):
     """Of the conformal interval, in log units: this share of new edits of the same kind lies inside at `level`."""
     level: float
     harm_nats: float
-    """The worst tenth of the edits fitted on lie above."""
+    """Damage above it is harm: the worst tenth of the edits fitted on lie above, or of another editor's."""
     slope: float
     """Of the logistic curve from expected log damage to the probability of harm."""
     offset: float

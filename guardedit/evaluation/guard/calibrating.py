@@ -13,6 +13,7 @@ from guardedit.evaluation.guard.features import MEANT, SUPPORT
 from guardedit.evaluation.guard.findings import alone, fitted
 from guardedit.evaluation.guard.fitting import OUTCOMES, fit_scope, groups_of, natural_edits
 from guardedit.evaluation.guard.frames import rows_digest
+from guardedit.records import Scope
 from guardedit.risk.calibration import RiskModel, Worth
 
 FEWEST = 40
@@ -20,10 +21,17 @@ FEWEST = 40
 
 
 def calibrated(
-    frame: pd.DataFrame, model: str, editor: str, layers: Sequence[int], seed: int = 0
+    frame: pd.DataFrame,
+    model: str,
+    editor: str,
+    layers: Sequence[int],
+    seed: int = 0,
+    harm_as: RiskModel | None = None,
 ) -> tuple[RiskModel, dict[str, Any]]:
     """The model fitted on an editor's natural edits, and its figures on relations that it has not seen.
 
+    Harm is what the worst tenth of these edits do; with `harm_as`, what counts as harm there, so that an editor whose
+    every edit does much has no low bar of its own.
     Adversarial edits stay out: they are to be found outside the calibration's support, not to widen it. Raises
     BadRequestError for too few edits or relations.
     """
@@ -33,14 +41,16 @@ def calibrated(
             f"{len(natural)} edits of {editor} in {len(set(groups_of(natural)))} relations; a risk model needs "
             f"{FEWEST} in five: guardedit evaluate guard --editor {editor} --limit {FEWEST}"
         )
-    scopes = tuple(fit_scope(natural, scope, MEANT[scope], seed, SUPPORT) for scope in OUTCOMES)
+    harm = harms_of(harm_as)
+    scopes = tuple(fit_scope(natural, s, MEANT[s], seed, SUPPORT, harm.get(s)) for s in OUTCOMES)
     found = RiskModel(
         model=model, editor=editor, layers=tuple(sorted(layers)), seed=seed, scopes=scopes,
         rows_digest=rows_digest(natural), worth=tuple(_worth(natural, seed)),
-        protocol=f"{len(natural)} natural edits; folds by relation; damage on prompts and text that no score saw",
+        protocol=f"{len(natural)} natural edits; folds by relation; damage on prompts and text that no score saw"
+        + (f"; harm as the worst tenth by {harm_as.editor}" if harm_as else ""),
     )  # fmt: skip
     figures: dict[str, Any] = {
-        one.scope: fitted(natural, one.scope, MEANT[one.scope], seed)
+        one.scope: fitted(natural, one.scope, MEANT[one.scope], seed, harm.get(one.scope))
         | {
             "weights": {
                 t.score: round(t.weight, 4)
@@ -51,6 +61,11 @@ def calibrated(
         for one in scopes
     }
     return found, figures
+
+
+def harms_of(model: RiskModel | None) -> dict[Scope, float]:
+    """Nats above which damage is harm by this model, by scope; none without one."""
+    return {one.scope: one.harm_nats for one in model.scopes} if model is not None else {}
 
 
 def _worth(natural: pd.DataFrame, seed: int) -> Iterator[Worth]:

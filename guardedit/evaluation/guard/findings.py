@@ -30,10 +30,16 @@ def alone(frame: pd.DataFrame, outcome: str, statistic: Statistic, seed: int = 0
     return dict(sorted(known.items(), key=lambda pair: -abs(pair[1].value)))
 
 
-def fitted(frame: pd.DataFrame, scope: Scope, features: Sequence[Feature], seed: int = 0) -> dict[str, Any]:
-    """A set of scores in the model, on edits of relations that it has not seen."""
+def fitted(
+    frame: pd.DataFrame,
+    scope: Scope,
+    features: Sequence[Feature],
+    seed: int = 0,
+    harm_nats: float | None = None,
+) -> dict[str, Any]:
+    """A set of scores in the model, on edits of relations that it has not seen; `harm_nats` as in `fit_scope`."""
     said, log, groups = (
-        cross_validated(frame, scope, features, seed),
+        cross_validated(frame, scope, features, seed, harm_nats),
         log_damage(frame, scope),
         groups_of(frame),
     )
@@ -61,13 +67,11 @@ def _mean_of_first(values: np.ndarray, _: np.ndarray) -> float:
 
 
 def _brier_skill(said: Unseen, harmful: np.ndarray, groups: np.ndarray, seed: int) -> Figure | None:
-    """1 − Brier / Brier of the base rate, as the other folds have it: a tenth."""
-
-    def skill(p: np.ndarray, happened: np.ndarray) -> float:
-        base = np.mean((0.1 - happened) ** 2)
-        return float(1 - np.mean((p - happened) ** 2) / base)
-
-    return figure(skill, said.p_harm, harmful.astype(float), groups, seed)
+    """1 − Brier / Brier of the base rate, as the other folds have it; none where no edit did harm, or every one."""
+    if harmful.all() or not harmful.any():
+        return None
+    losses = (np.square(said.p_harm - harmful), np.square(said.base_rate - harmful))
+    return figure(lambda own, base: float(1 - own.mean() / base.mean()), *losses, groups, seed)
 
 
 def _inside(predicted: np.ndarray, observed: np.ndarray, groups: np.ndarray) -> dict[str, float] | None:

@@ -48,6 +48,8 @@ class Unseen:
     p_harm: np.ndarray
     harm_nats: np.ndarray
     """The limit that the edit's own fold was fitted with."""
+    base_rate: np.ndarray
+    """Share of harmful edits among those that the fold was fitted on."""
 
 
 def groups_of(frame: pd.DataFrame) -> np.ndarray:
@@ -100,20 +102,29 @@ def unseen_lines(
     return found
 
 
-def cross_validated(frame: pd.DataFrame, scope: Scope, features: Sequence[Feature], seed: int = 0) -> Unseen:
-    """Everything that a fitted model says, said of edits of relations that it has not seen."""
+def cross_validated(
+    frame: pd.DataFrame,
+    scope: Scope,
+    features: Sequence[Feature],
+    seed: int = 0,
+    harm_nats: float | None = None,
+) -> Unseen:
+    """Everything that a fitted model says, said of edits of relations that it has not seen; `harm_nats` as in
+    `fit_scope`."""
     features = usable(frame, features)
     raw, log, groups = columns(frame, features), log_damage(frame, scope), groups_of(frame)
-    out = Unseen(*(np.empty(len(log)) for _ in range(4)))
+    out = Unseen(*(np.empty(len(log)) for _ in range(5)))
     for train, test in GroupKFold(min(FOLDS, len(np.unique(groups)))).split(raw, log, groups):
         line = fit_line(raw[train], log[train], groups[train], features, seed)
         inner = unseen_lines(raw[train], log[train], groups[train], features, seed)
-        limit = float(np.quantile(log[train], WORST))
-        slope, offset = _logistic(inner, log[train] > limit)
+        limit = _limit(log[train], harm_nats)
+        harmful = log[train] > limit
+        slope, offset = _logistic(inner, harmful)
         out.log_expected[test] = line(raw[test])
         out.half_width[test] = conformal(np.abs(log[train] - inner))
         out.p_harm[test] = 1 / (1 + np.exp(-(slope * out.log_expected[test] + offset)))
         out.harm_nats[test] = np.exp(limit)
+        out.base_rate[test] = harmful.mean()
     return out
 
 
@@ -137,16 +148,18 @@ def fit_scope(
     features: Sequence[Feature],
     seed: int = 0,
     support: Sequence[Feature] = (),
+    harm_nats: float | None = None,
 ) -> ScopeModel:
     """The model of one scope, fitted on every edit; its interval and its probabilities from unseen groups.
 
-    Scores of `support` get no weight: they only say whether an edit is like those fitted on.
+    Scores of `support` get no weight: they only say whether an edit is like those fitted on. Damage above `harm_nats`
+    is harm; without it, what the worst tenth of these edits do.
     """
     features = usable(frame, features)
     raw, log, groups = columns(frame, features), log_damage(frame, scope), groups_of(frame)
     line = fit_line(raw, log, groups, features, seed)
     inner = unseen_lines(raw, log, groups, features, seed)
-    limit = float(np.quantile(log, WORST))
+    limit = _limit(log, harm_nats)
     slope, offset = _logistic(inner, log > limit)
     terms = tuple(
         Term(
@@ -163,6 +176,10 @@ def fit_scope(
         half_width=conformal(np.abs(log - inner)), level=LEVEL, harm_nats=float(np.exp(limit)), slope=slope,
         offset=offset, n=len(log),
     )  # fmt: skip
+
+
+def _limit(log: np.ndarray, harm_nats: float | None) -> float:
+    return float(np.quantile(log, WORST)) if harm_nats is None else float(np.log(harm_nats))
 
 
 def conformal(residuals: np.ndarray) -> float:

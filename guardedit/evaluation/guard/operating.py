@@ -16,16 +16,20 @@ from guardedit.evaluation.guard.fitting import OUTCOMES, cross_validated, log_da
 from guardedit.evaluation.guard.frames import PRED
 from guardedit.gate.policy import Policy, judge
 from guardedit.pipeline.expecting import HARM
-from guardedit.records import Judgement, Score
+from guardedit.records import Judgement, Scope, Score
 from guardedit.risk.measure import SCORES
 
 _MANY = 1_000_000
 """Units behind a score: how many there were is not in the table, and no limit may fail for that."""
 
 
-def with_harm(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """The edits with the risk model's probability of harm, each said by a model that saw no edit of its relation."""
-    said = [cross_validated(frame, scope, MEANT[scope], seed).p_harm for scope in OUTCOMES]
+def with_harm(frame: pd.DataFrame, seed: int = 0, harm: Mapping[Scope, float] | None = None) -> pd.DataFrame:
+    """The edits with the risk model's probability of harm, each said by a model that saw no edit of its relation.
+
+    `harm`: the damage in nats that counts as such, by scope; without it, what the worst tenth of these edits do.
+    """
+    limits = harm or {}
+    said = [cross_validated(frame, one, MEANT[one], seed, limits.get(one)).p_harm for one in OUTCOMES]
     return frame.assign(**{f"{PRED}{HARM}": np.max(said, axis=0)})
 
 
