@@ -59,6 +59,8 @@ class Row:
     values_of: str | None = None
     """Another editor whose values this one solves for."""
     named: Mapping[str, Any] = field(default_factory=dict)
+    resumable: bool = True
+    """Whether a sequence keeps its edits on disk."""
 
 
 ALONE = ("single", "sequence of 100")
@@ -73,7 +75,8 @@ ROWS = {
     "finetune": Row("finetune"),
     "finetune-l": Row("finetune-l"),
     "lora": Row("lora"),
-    "finetune-full": Row("finetune-full"),
+    # Half a gigabyte an edit: its sequence goes through in one run, or begins again.
+    "finetune-full": Row("finetune-full", resumable=False),
 }
 """The first one to run fills the shelf of values in large batches."""
 
@@ -146,7 +149,8 @@ def run(
             jobs(guard, name, out), dataset="counterfact, edit", extras=tuple(extras), whole=whole[shape],
             protocol=SHAPES[shape], remembered=shared, dataset_digest=digest_of([c.case_id for c in cases]),
         )  # fmt: skip
-        found = evaluate(handle, Selection(tuple(cases), chosen.n_seen), job, state=path)
+        state = path if ROWS[name].resumable or SHAPES[shape].sequence == 1 else None
+        found = evaluate(handle, Selection(tuple(cases), chosen.n_seen), job, state=state)
         spent = time.process_time() - started
         document = {**found.as_json(), "row": name, "shape": shape}
         if "fluency" in extras:

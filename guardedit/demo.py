@@ -40,7 +40,7 @@ FRANCE = EditRequest(
 )
 CLOSEST = 3
 """Limits that are kept and shown all the same: those that were used up most."""
-WAIVER_REASON = "demo: fine-tuning has no key to screen, so the monitor shall judge it"
+WAIVER_REASON = "demo: such edits are known to move their neighbours; the monitor shall judge this one"
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Demo:
             return plan
         waivers = [self._waiver(metric) for metric in failed]
         self._say(
-            f"  fine-tuning fails {len(failed)} pre-op limits; they are waived, on record: {WAIVER_REASON}"
+            f"  limits that fine-tuning breaks before the write: {len(failed)}; waived, on record: {WAIVER_REASON}"
         )
         return self.guard.waive(plan.plan_id, waivers)
 

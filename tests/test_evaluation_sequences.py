@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,6 +102,21 @@ def test_a_sequence_is_measured_against_the_unedited_model(tiny_llama: ModelHand
     ]  # fmt: skip
     last = next(r for r in found if (r.case_id, r.edits) == ("00", 4))
     assert last.after != first.after, "later edits move the figures of earlier ones"
+
+
+def test_a_sequence_does_not_hold_the_edits_that_are_in_the_model_already(tiny: ModelHandle) -> None:
+    held: list[weakref.ref[EditDelta]] = []
+
+    def solve(handle: ModelHandle, requests: Requests) -> EditDelta:
+        gc.collect()
+        # The one before may still be a local of the loop.
+        assert [ref() is None for ref in held[:-1]] == [True] * len(held[:-1])
+        made = seeded(handle, requests)
+        held.append(weakref.ref(made))
+        return made
+
+    evaluate(tiny, MANY[:4], job(solve, sequence=4))
+    assert len(held) == 4
 
 
 def test_batches_on_top_of_each_other(tiny_llama: ModelHandle, tmp_path: Path) -> None:

@@ -82,6 +82,21 @@ def measure_group(
             keep(result.model_copy(update={"whole_base": whole_base if result.whole else {}}))
 
 
+@dataclass(frozen=True)
+class _Outcome:
+    """What a step's solve came to, without its tensors: those are in the model, and a long sequence cannot hold all."""
+
+    applied: bool
+    seconds: float
+    """Of one of the step's cases."""
+    error: str | None
+    diagnostics: Mapping[str, float | int | str | bool | None]
+
+
+def _outcome(solved: Solved, cases: int) -> _Outcome:
+    return _Outcome(solved.edit is not None, solved.seconds / cases, solved.error, solved.diagnostics)
+
+
 def _stepped(
     session: Session,
     group: Group,
@@ -90,33 +105,31 @@ def _stepped(
     shelf: DeltaShelf | None,
 ) -> Iterator[CaseResult]:
     """Every measurement that is not done, in order, while the edits pile up."""
-    due, solved = group.due(), dict[str, tuple[Solved, float]]()
+    due, solved = group.due(), dict[str, _Outcome]()
     edited: list[EvalCase] = []
     for number, step in enumerate(group.steps):
-        outcome = _solve_step(session, group, number, edited, shelf)
+        outcome = _outcome(_solve_step(session, group, number, edited, shelf), len(step))
         edited += step
-        solved |= {case.case_id: (outcome, outcome.seconds / len(step)) for case in step}
+        solved |= {case.case_id: outcome for case in step}
         keys = {case.case_id: (case.case_id, len(edited)) for case in edited}
         now = [case for case in edited if keys[case.case_id] in due and keys[case.case_id] not in done]
         for case in now:
             checkpoint = due[keys[case.case_id]]
             whole = group.whole(session) if group.whole and checkpoint and case is edited[-1] else {}
-            result = _measured(session, group, before[case.case_id], *solved[case.case_id])
+            result = _measured(session, group, before[case.case_id], solved[case.case_id])
             yield result.model_copy(update={"edits": len(edited), "checkpoint": checkpoint, "whole": whole})
 
 
-def _measured(
-    session: Session, group: Group, before: tuple[Unedited, float], solved: Solved, seconds: float
-) -> CaseResult:
+def _measured(session: Session, group: Group, before: tuple[Unedited, float], solved: _Outcome) -> CaseResult:
     """One case under all edits so far. A single edit that could not be solved leaves nothing to measure."""
     unedited, spent = before
-    nothing = solved.edit is None and len(group.steps) == 1
+    nothing = not solved.applied and len(group.steps) == 1
     after, more = (None, 0.0) if nothing else _timed(lambda: edited_side(session, unedited, group.probing))
     return CaseResult(
         case_id=unedited.sheet.case.case_id,
         before=unedited.scores,
         after=after,
-        seconds=seconds,
+        seconds=solved.seconds,
         error=solved.error,
         diagnostics=dict(solved.diagnostics),
         group=group.number,
