@@ -1,14 +1,15 @@
 """The monitor's size and power: edits and shams that it should let through, and planted leaks that it should find.
 
-    python -m benchmarks.monitor_power run OUT --facts FILE [--rows docs/data/guard_rows.parquet]
+    python -m benchmarks.monitor_power run OUT --facts FILE [--kept docs/data/monitor_power.parquet]
                                                [--edits 30] [--harmful 0] [--shams 10] [--carriers 5] [--plant python …]
     python -m benchmarks.monitor_power table OUT --to docs/data/monitor_power.parquet     (earlier rows of others stay)
 
 *Size*: known facts whose ROME edit did little on text and prompts that the monitor does not read (which the rows of
 `evaluate guard` say), none of them in the monitor's reference bank; and *shams*, edits towards what the model says
 anyway. *Power*: real edits in the worst tenth of some scope by the same measure, and leaks of graded size
-(benchmarks/planted_leaks.py) behind carriers, which are the first of the mild edits. Rows in the order of their case
-numbers; updates that OUT/rome-deltas holds are taken up. Resumable; `table` keeps figures only.
+(benchmarks/planted_leaks.py) behind carriers, which are the first of the mild edits. Edits come in the order of their
+case numbers; updates that OUT/rome-deltas holds are taken up, and what `--kept` holds is not monitored again.
+Resumable; `table` keeps figures only.
 """
 
 from __future__ import annotations
@@ -73,6 +74,8 @@ class Lab:
     rows: pd.DataFrame
     """Of the guard's benchmark: known facts by ROME that were measured in every scope."""
     out: Path
+    kept: frozenset[tuple[str, str, str, float]] = frozenset()
+    """What rows of earlier runs are about: kind, case, scope and share of a leak."""
 
     @cached_property
     def bench(self) -> Bench:
@@ -161,7 +164,9 @@ def run(
         ("mild", lab.mild(), carriers, planted),
     ):
         for _, (case_id, request, solve) in zip(range(n), source, strict=False):
-            done = {(row["kind"], row["case_id"], row["scope"], row["share"]) for row in rows.load()}
+            done = lab.kept | {
+                (row["kind"], row["case_id"], row["scope"], row["share"]) for row in rows.load()
+            }
             todo = [one for one in wanted if (kind, case_id, *one) not in done]
             if todo:
                 _rows_of(lab, leaks, rows, Carrier(kind, case_id, request, solve()), todo)
@@ -256,6 +261,7 @@ def main() -> None:
     running.add_argument("--carriers", type=int, default=5)
     running.add_argument("--harmful", type=int, default=0, help="edits in the worst tenth of some scope")
     running.add_argument("--plant", nargs="+", choices=PLANTED, default=PLANTED)
+    running.add_argument("--kept", type=Path, help="a table of `table`")
     running.add_argument("--rows", type=Path, default=Path("docs/data/guard_rows.parquet"))
     keeping = steps.add_parser("table")
     keeping.add_argument("out", type=Path)
@@ -267,7 +273,9 @@ def main() -> None:
         kept(args.out, policy, earlier).to_parquet(args.to)
         return
     cases = {case.case_id: case for case in read_cases(args.facts, "train").cases}
-    lab = Lab(open_guard(home=args.out / "home-monitor"), cases, tried(args.rows), args.out)
+    kept_rows = pd.read_parquet(args.kept, columns=WHAT).itertuples(index=False) if args.kept else ()
+    guard = open_guard(home=args.out / "home-monitor")
+    lab = Lab(guard, cases, tried(args.rows), args.out, frozenset(map(tuple, kept_rows)))
     run(lab, args.edits, args.shams, args.carriers, args.harmful, args.plant)
 
 
