@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.own_words import figures
+from benchmarks.own_words import by_case, figures, nearer
 from guardedit.evaluation.cases import EvalCase
 from guardedit.evaluation.datasets import Asking, method
 from guardedit.evaluation.extras import filled
@@ -154,7 +154,8 @@ def run(
         spent = time.process_time() - started
         document = {**found.as_json(), "row": name, "shape": shape}
         if "fluency" in extras:
-            document["metrics"] |= figures(handle, cases, path, SEED)
+            document["own_words"] = by_case(handle, cases, path)
+            document["metrics"] |= figures(document["own_words"], SEED)
         path.with_suffix(".json").write_text(json.dumps(document))
         print(f"{name}, {shape}: {spent:.0f} CPU s", file=sys.stderr, flush=True)
 
@@ -172,6 +173,12 @@ COLUMNS = {
 }  # fmt: skip
 
 
+FROM_TEXTS = ["fluency", "own_words_nats"]
+"""Of the first facts only: texts are slow."""
+TEXTS_OF = "rome"
+"""Whose texts the others' are held against."""
+
+
 def write(out: Path, to: Path) -> None:
     """Collect every finished cell: figures with intervals, settings, digests. Cells of earlier runs stay, unless they
     were run again."""
@@ -179,11 +186,12 @@ def write(out: Path, to: Path) -> None:
     for path in sorted((out / "main").glob("*.json")) + sorted((out / "fluency").glob("*.json")):
         found = json.loads(path.read_text())
         cell = cells.setdefault(f"{found['row']} / {found['shape']}", {"metrics": {}})
-        names = [*COLUMNS.values(), *(f"{name}_base" for name in COLUMNS.values()), "neighborhood"]
+        main = path.parent.name == "main"
+        columns = list(COLUMNS.values()) if main else FROM_TEXTS
+        names = [*columns, *(f"{name}_base" for name in columns), *(["neighborhood"] if main else [])]
         cell["metrics"] |= {name: found["metrics"][name] for name in names if found["metrics"].get(name)}
-        cell |= {key: found[key] for key in ("row", "shape", "n", "failed", "hparams", "model_digest")}
-        if path.parent.name == "main":
-            cell |= {"seconds_per_edit": found["seconds_per_edit"], "curve": found["curve"]}
+        kept = ("n", "failed", "seconds_per_edit", "curve") if main else ("own_words",)
+        cell |= {key: found[key] for key in ("row", "shape", "hparams", "model_digest", *kept)}
     to.parent.mkdir(parents=True, exist_ok=True)
     to.write_text(json.dumps(cells, indent=1, sort_keys=True) + "\n")
 
@@ -191,14 +199,33 @@ def write(out: Path, to: Path) -> None:
 def table(path: Path) -> str:
     """A table a shape: value and 95 % interval of every column that any row of it has."""
     cells: list[dict[str, Any]] = list(json.loads(path.read_text()).values())
-    return "\n".join(part for shape in SHAPES if (part := _of_shape(shape, cells)))
+    return "\n".join([*(part for shape in SHAPES if (part := _of_shape(shape, cells))), texts(cells)])
+
+
+def texts(cells: Sequence[dict[str, Any]]) -> str:
+    """Free text about the first facts' subjects under single edits: its entropy, its likelihood under the unedited
+    model, and that against ROME's on the same facts."""
+    rows = {cell["row"]: cell for cell in cells if "own_words" in cell}
+    if TEXTS_OF not in rows:
+        return ""
+    head = ("method", "fluency", "its texts, nats under the unedited model", "less ROME's, paired")
+    lines = [f"**Texts of {FLUENT} facts**", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    first = rows[TEXTS_OF]
+    lines.append(_line("*unedited*", [*(first["metrics"].get(f"{name}_base") for name in FROM_TEXTS), None]))
+    for name in (name for name in ROWS if name in rows):
+        own, metrics = rows[name]["own_words"], rows[name]["metrics"]
+        gap = None if name == TEXTS_OF else nearer(own, first["own_words"], SEED)
+        found = [*(metrics.get(one) for one in FROM_TEXTS), gap.model_dump() if gap else None]
+        lines.append(_line(name, found))
+    return "\n".join(lines) + "\n"
 
 
 def _of_shape(shape: str, cells: Sequence[dict[str, Any]]) -> str:
-    rows = {cell["row"]: cell for cell in cells if cell["shape"] == shape and cell["n"] > FLUENT}
+    rows = {cell["row"]: cell for cell in cells if cell["shape"] == shape and "n" in cell}
     if not rows:
         return ""
-    shown = [n for n, key in COLUMNS.items() if any(key in cell["metrics"] for cell in rows.values())]
+    of_all = {n: key for n, key in COLUMNS.items() if key not in FROM_TEXTS}
+    shown = [n for n, key in of_all.items() if any(key in cell["metrics"] for cell in rows.values())]
     lines = [f"**{shape.capitalize()}**", "", "| method | " + " | ".join(shown) + " |"]
     lines.append("|" + "---|" * (len(shown) + 1))
     some = next(iter(rows.values()))["metrics"]

@@ -7,18 +7,21 @@ higher where it makes the model say what it would not have said.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 
-from guardedit.evaluation.bootstrap import estimate
+from guardedit.evaluation.bootstrap import Estimate, estimate
 from guardedit.evaluation.cases import EvalCase
 from guardedit.evaluation.state import CaseResult
 from guardedit.models.handle import ModelHandle
 from guardedit.models.tokens import tokenise
+
+Pair = tuple[float | None, float | None]
+"""Nats of the edited model's texts and of the unedited one's."""
 
 
 @torch.no_grad()
@@ -38,20 +41,33 @@ def nats(handle: ModelHandle, stems: Sequence[str], texts: Sequence[str]) -> flo
     return fmean(found) if found else None
 
 
-def figures(handle: ModelHandle, cases: Sequence[EvalCase], state: Path, seed: int) -> dict[str, Any]:
-    """`own_words_nats` of the edited model's texts and, as `…_base`, of the unedited one's; means over cases."""
+def by_case(handle: ModelHandle, cases: Sequence[EvalCase], state: Path) -> dict[str, Pair]:
+    """Case id -> nats of the edited model's texts and of the unedited one's."""
     stems = {case.case_id: case.generation for case in cases}
-    edited: list[float | None] = []
-    base: list[float | None] = []
+    found: dict[str, Pair] = {}
     for line in state.read_text().splitlines()[1:]:
         result = CaseResult.model_validate_json(line)
-        before, after = result.before["raw"], (result.after or result.before)["raw"]
+        sides = ((result.after or result.before)["raw"], result.before["raw"])
         own = stems[result.case_id]
-        base.append(nats(handle, own, before.texts) if before.texts else None)
-        edited.append(nats(handle, own, after.texts) if after.texts else None)
-    named = {"own_words_nats": edited, "own_words_nats_base": base}
+        edited, base = (nats(handle, own, side.texts) if side.texts else None for side in sides)
+        found[result.case_id] = (edited, base)
+    return found
+
+
+def figures(found: Mapping[str, Pair], seed: int) -> dict[str, Any]:
+    """`own_words_nats` of the edited model's texts and, as `…_base`, of the unedited one's; means over cases."""
+    sides = dict(
+        zip(("own_words_nats", "own_words_nats_base"), zip(*found.values(), strict=True), strict=True)
+    )
     return {
-        name: found.model_dump()
-        for name, values in named.items()
-        if (found := estimate(values, seed, share=False))
+        name: told.model_dump()
+        for name, values in sides.items()
+        if (told := estimate(values, seed, share=False))
     }
+
+
+def nearer(one: Mapping[str, Pair], other: Mapping[str, Pair], seed: int) -> Estimate | None:
+    """`one`'s nats less `other`'s on the cases that both have: below 0 where `one`'s texts are the likelier ones."""
+    pairs = [(edited, other[case_id][0]) for case_id, (edited, _) in one.items() if case_id in other]
+    gaps = [a - b for a, b in pairs if a is not None and b is not None]
+    return estimate(gaps, seed, signed=True, share=False)
