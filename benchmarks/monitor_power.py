@@ -187,7 +187,7 @@ def _rows_of(
 ) -> None:
     probes = lab.probes(carrier.request)
     side = lab.unedited(probes)
-    for scope, share in todo:
+    for scope, share in (one for one in todo if leaks.fits(one[0], carrier.request)):
         delta, came = carrier.delta, 0.0
         if scope:
             leak, came = leaks.sized(scope, share, carrier.request)

@@ -41,8 +41,9 @@ STEPS = 7
 LARGEST = 16.0
 """In units of the rewrite module's own output at the scope's keys."""
 RIDGE = 1e-2
-KEYED, ASKED = 48, 120
-"""Subjects of a relation whose mean key the leak is written at, and others that its size is measured on."""
+FEWEST, KEYED = 30, 1 / 3
+"""Subjects of a relation that a leak into it needs; share of them whose mean key the leak is written at. Its size is
+measured on the others."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,10 @@ class Leaks:
         if (scope, share) not in self._kept:
             self._kept[scope, share] = self._into_text(scope, share)
         return self._kept[scope, share]
+
+    def fits(self, scope: str, request: EditRequest) -> bool:
+        """Whether the scope is large enough for a leak."""
+        return scope != RELATION or len(self.pool.around(request, SEED + 1)) >= FEWEST
 
     def _into_text(self, scope: str, share: float) -> tuple[EditDelta, float]:
         domain = domain_of(scope)
@@ -97,7 +102,8 @@ class Leaks:
 
     def _into_relation(self, share: float, request: EditRequest) -> tuple[EditDelta, float]:
         subjects = self.pool.around(request, SEED + 1)
-        written, asked = subjects[:KEYED], subjects[KEYED : KEYED + ASKED]
+        keyed = round(KEYED * len(subjects))
+        written, asked = subjects[:keyed], subjects[keyed:]
         texts = [request.prompt.replace("{}", one) for one in written]
         keys = keys_at_subject(self.guard.handle, texts, written, self.guard.kit.layer).double()
         usual = self.guard.kit.second_moments[key_hook(self.guard.kit.layer)]
