@@ -1,9 +1,10 @@
-"""The shipped risk model on edits that it was not fitted on: what it says of them beside what was measured.
+"""ROME's first risk model on edits that it was not fitted on: what it says of them beside what was measured.
 
     python -m benchmarks.guard_fresh docs/data/guard_rows.parquet
 
 Fitted were the natural ROME edits of docs/data/near_rehearsal.parquet; every later row of guard_rows.parquet is fresh.
-No setting of the model, of the policies or of the scores was changed between.
+No setting of the model, of the policies or of the scores was changed between. The model that ships was fitted on all of
+them later; the first one is kept in docs/data/risk_model_first.json.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from guardedit.evaluation.guard.fitting import OUTCOMES, groups_of, natural_edit
 from guardedit.evaluation.guard.frames import OUT, PRED, read_rows
 from guardedit.evaluation.guard.operating import gate_figures, judgements
 from guardedit.gate.policy import load_policy
-from guardedit.pipeline.expecting import HARM, RISK_MODELS
+from guardedit.pipeline.expecting import HARM
 from guardedit.pipeline.kit import kit_folder
 from guardedit.pipeline.levels import LEVELS, policy_file
 from guardedit.risk.calibration import Expectation, RiskModel
 
 KIT, EDITOR = "smollm2-135m", "rome"
+FIRST = Path(__file__).parent.parent / "docs" / "data" / "risk_model_first.json"
 STOPPED = 0.2
 HEAD = (
     "scope", "n", "no opinion", "Spearman", "AUROC, worst tenth", "inside the interval", "Brier skill", "base rate",
@@ -35,7 +37,7 @@ HEAD = (
 
 
 def fresh_edits(frame: pd.DataFrame, fitted: Sequence[str]) -> pd.DataFrame:
-    """Natural edits of the shipped model's editor that it was not fitted on."""
+    """Natural edits of the model's editor that it was not fitted on."""
     natural = natural_edits(frame, EDITOR)
     return natural[~natural["case_id"].isin(list(fitted))].reset_index(drop=True)
 
@@ -51,7 +53,7 @@ def said_of(model: RiskModel, edits: pd.DataFrame) -> list[tuple[Expectation, ..
 
 def section_fresh(frame: pd.DataFrame, fitted: Sequence[str], model: RiskModel | None = None) -> str:
     """A line a scope; what stopping the riskiest fifth by the probability of harm would avoid, and each level."""
-    found = model or RiskModel.load(kit_folder(KIT) / RISK_MODELS / f"{EDITOR}.json")
+    found = model or RiskModel.load(FIRST)
     edits = fresh_edits(frame, fitted)
     if len(edits) < 10:
         return "None yet.\n"

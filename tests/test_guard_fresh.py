@@ -1,4 +1,4 @@
-"""The shipped risk model on edits that it was not fitted on: which those are, and that its words are taken as said."""
+"""ROME's first risk model on edits that it was not fitted on: which those are, and that its words are taken as said."""
 
 from __future__ import annotations
 
