@@ -72,6 +72,8 @@ ROWS = {
     "in-context": Row("in-context", ("single",)),
     "guarded": Row("guarded", ALONE),
     "emmet, guarded values": Row("emmet", JOINT, values_of="guarded"),
+    "memit, guarded values": Row("memit", JOINT, values_of="guarded"),
+    "alphaedit, guarded values": Row("alphaedit", JOINT, values_of="guarded"),
     "finetune": Row("finetune"),
     "finetune-l": Row("finetune-l"),
     "lora": Row("lora"),
