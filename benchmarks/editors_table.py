@@ -239,8 +239,12 @@ def _of_shape(shape: str, cells: Sequence[dict[str, Any]]) -> str:
 
 
 def _line(name: str, figures: Sequence[dict[str, float] | None]) -> str:
-    cells = ["–" if f is None else f"{f['value']:.3g} ({f['low']:.2g}–{f['high']:.2g})" for f in figures]
+    cells = ["–" if f is None else f"{f['value']:.3g} ({_end(f['low'])}–{_end(f['high'])})" for f in figures]
     return f"| {name} | " + " | ".join(cells) + " |"
+
+
+def _end(bound: float) -> str:
+    return f"{bound:.0f}" if abs(bound) >= 100 else f"{bound:.2g}"
 
 
 def main() -> None:

@@ -94,7 +94,10 @@ def alarms(table: pd.DataFrame, bank: NullBank) -> str:
 
 
 def detections(table: pd.DataFrame, bank: NullBank) -> str:
-    """Share of planted leaks that fire, by what is broken beyond the carrier's own rules, and that are named first."""
+    """Share of planted leaks that fire, by what is broken beyond the carrier's own rules, and that are named first.
+
+    A leak that changes no prediction at all (a relation may be too small for one prompt in a hundred) is none.
+    """
     if not (table["scope"] != "").any():
         return "No leak has been planted yet.\n"
     rows = [
@@ -103,7 +106,7 @@ def detections(table: pd.DataFrame, bank: NullBank) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     plain = {row["case_id"]: row for _, row in _without_leak(table).iterrows()}
-    planted = table[table["scope"] != ""]
+    planted = table[(table["scope"] != "") & (table["came_to"] > 0)].sort_values(["scope", "share"])
     for (named, share), found in planted.groupby(["scope", "share"], sort=False):
         scope = domain_of(str(named))
         carriers = [plain[case_id] for case_id in found["case_id"]]

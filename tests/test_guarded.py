@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +13,10 @@ import torch
 from edits_helpers import CONTEXTS, LAYER, TOWER, moments, p_new
 from torch import Tensor
 
+from benchmarks.editors_table import VALUES
 from guardedit.editors.emmet import EmmetHparams, solve_emmet
 from guardedit.editors.guarded import GuardedHparams, solve_guarded
+from guardedit.editors.memit import MemitHparams
 from guardedit.edits.contrast import Kept, guarded_values, make_asked, make_kept
 from guardedit.edits.deltas import rehearsed
 from guardedit.edits.inputs import SolveInputs
@@ -24,6 +29,7 @@ from guardedit.errors import BadRequestError, SolveError
 from guardedit.models.handle import ModelHandle, preserved
 from guardedit.models.hooks import patch, rewrite_hook
 from guardedit.models.tokens import tokenise
+from guardedit.pipeline.kit import kit_folder, read_kit
 from guardedit.records import EditRequest
 
 REACH: dict[str, Any] = {"clamp_norm_factor": 50.0, "learning_rate": 0.3, "steps": 60}
@@ -234,3 +240,16 @@ def test_a_reworded_value_answers_to_the_rewordings_too(tiny: ModelHandle) -> No
 def test_a_setting_that_makes_no_sense_is_named(name: str, value: object) -> None:
     with pytest.raises(BadRequestError, match=name):
         replace(GuardedHparams(layer=1), **{name: value})  # type: ignore[arg-type]
+
+
+def test_the_settings_file_of_the_manual_gives_memit_the_values_of_guarded() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "guarded.md").read_text("utf-8")
+    blocks = [tomllib.loads(block) for block in re.findall(r"```toml\n(.*?)```", page, re.DOTALL)]
+    named = next(block["memit"] for block in blocks if "memit" in block)
+    usual = read_kit(kit_folder("smollm2-135m") / "kit.json")["hparams"]
+    plain = {key: tuple(v) if isinstance(v, list) else v for key, v in {**usual["memit"], **named}.items()}
+    other = {key: tuple(v) if isinstance(v, list) else v for key, v in usual["guarded"].items()}
+    memit, guarded = MemitHparams(**plain), GuardedHparams(**other)
+    for name in VALUES:
+        assert getattr(memit, name) == getattr(guarded, name), name
+    assert {"steps", "keep_openings"} <= set(VALUES)

@@ -40,6 +40,7 @@ def _row(
         "case_id": "1",
         "scope": scope,
         "share": share,
+        "came_to": share,
         "outcome": outcome,
         "broken": broken,
     } | {"score.perplexity_ratio": 1.0, "score.sae_validity": 1.0, **scores}
@@ -74,6 +75,11 @@ def test_what_the_carrier_breaks_by_itself_is_no_detection_and_the_subjects_own_
     small, large = detections(table, BANK).splitlines()[2:]
     assert small.split("|")[6:8] == [" 0 of 1 ", " 0 of 1 "]
     assert large.split("|")[4:9] == [" 0.0010 → 0.5000 ", " 0.0000 ", *[" 1 of 1 "] * 3]
+
+
+def test_a_leak_that_changes_no_prediction_is_not_counted() -> None:
+    table = pd.DataFrame([_row(), _row("relation", 0.01) | {"came_to": 0.0}, _row("relation", 0.05)])
+    assert [line.split("|")[2:4] for line in detections(table, BANK).splitlines()[2:]] == [[" 0.05 ", " 1 "]]
 
 
 def test_a_leak_that_moves_another_domain_more_is_not_named() -> None:
