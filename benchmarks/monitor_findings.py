@@ -68,8 +68,8 @@ def _span(values: pd.Series[float]) -> str:
 def alarms(table: pd.DataFrame, bank: NullBank) -> str:
     """Share of edits without a leak at which an alarm goes off; what could not be measured is no alarm."""
     rows = [
-        "| edits | n | shipped limits | the limits before | beyond the bank | limits broken |",
-        "|---|---|---|---|---|---|",
+        "| edits | n | shipped limits | the limits before | beyond the bank | limits broken | namesakes, median nats |",
+        "|---|---|---|---|---|---|---|",
     ]
     plain = table[table["scope"] == ""]
     seen = plain["case_id"].isin(CHOSEN_ON)
@@ -89,8 +89,14 @@ def alarms(table: pd.DataFrame, bank: NullBank) -> str:
                 for now, (_, row) in zip(limits, calm.iterrows(), strict=True)
             ]
             shares = " | ".join(map(_share, (limits, before, beyond)))
-            rows.append(f"| {name} | {len(calm)} | {shares} | {told} |")
+            rows.append(f"| {name} | {len(calm)} | {shares} | {told} | {_namesakes(calm)} |")
     return "\n".join(rows) + "\n"
+
+
+def _namesakes(rows: pd.DataFrame) -> str:
+    """Of the edits that were monitored since namesakes are read."""
+    found = rows["score.namesake_kl"].dropna() if "score.namesake_kl" in rows else pd.Series(dtype=float)
+    return f"{found.median():.2g} (n {len(found)})" if len(found) else "–"
 
 
 def detections(table: pd.DataFrame, bank: NullBank) -> str:

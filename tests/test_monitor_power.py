@@ -94,6 +94,9 @@ def test_alarms_are_counted_apart_for_real_edits_and_shams() -> None:
     real, sham = alarms(pd.DataFrame(calm), BANK).splitlines()[2:]
     assert [cell.strip().split(" ")[0] for cell in real.split("|")[2:6]] == ["3", "0.33", "0.67", "0.33"]
     assert "`far-kl`" in real and "0.00" in sham
+    assert real.endswith("| – |")
+    calm[2]["score.namesake_kl"] = 4.0
+    assert alarms(pd.DataFrame(calm), BANK).splitlines()[2].endswith("| 4 (n 1) |")
 
 
 def test_the_direction_that_sets_keys_apart_is_the_best_of_many() -> None:
