@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks.guard_sections import SEED, table
+from benchmarks.guard_sections import SEED, table, without_harm
 from guardedit.evaluation.guard.calibrating import harms_of
 from guardedit.evaluation.guard.fitting import OUTCOMES, natural_edits
 from guardedit.evaluation.guard.frames import OUT, read_rows
 from guardedit.evaluation.guard.operating import gate_figures, judgements, with_harm
 from guardedit.gate.policy import Policy
 from guardedit.gate.rules import load_policy
-from guardedit.pipeline.expecting import HARM, RISK_MODELS
+from guardedit.pipeline.expecting import RISK_MODELS
 from guardedit.pipeline.kit import kit_folder
 from guardedit.pipeline.levels import LEVELS, STANDARD, policy_file
 from guardedit.records import Scope
@@ -68,8 +68,7 @@ def section_levels(frame: pd.DataFrame) -> str:
 def _gates(folder: Path) -> Iterator[tuple[str, Policy]]:
     """The standard level without the risk model, then every level as it ships."""
     policies = {level: load_policy(policy_file(folder, Path(level), "")) for level in LEVELS}
-    plain = tuple(rule for rule in policies[STANDARD].rules if rule.metric != f"preop/{HARM}")
-    yield "percentiles alone", policies[STANDARD].model_copy(update={"rules": plain})
+    yield "percentiles alone", without_harm(policies[STANDARD])
     for level, policy in policies.items():
         yield f"`{level}`", policy
 

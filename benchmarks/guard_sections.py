@@ -24,6 +24,7 @@ from guardedit.evaluation.guard.findings import alone, fitted, gains, stopping
 from guardedit.evaluation.guard.fitting import OUTCOMES, fit_scope, natural_edits
 from guardedit.evaluation.guard.frames import OUT, PRED, measured
 from guardedit.evaluation.guard.operating import gate_figures, judgements, stopped_by_rule, with_harm
+from guardedit.gate.policy import Policy
 from guardedit.gate.rules import load_policy
 from guardedit.models.control import DOMAINS
 from guardedit.pipeline.expecting import HARM
@@ -220,14 +221,19 @@ def _kind_row(kind: str, rows: pd.DataFrame, model: RiskModel) -> list[str]:
     ]
 
 
+def without_harm(policy: Policy) -> Policy:
+    """The policy as it is where no risk model speaks."""
+    rules = tuple(rule for rule in policy.rules if rule.metric != f"preop/{HARM}")
+    return policy.model_copy(update={"rules": rules})
+
+
 def section_policy(frame: pd.DataFrame) -> str:
     """The shipped policy, each of its rules, and the model's probability at three limits, on edits in the table."""
     editor = editors_of(frame)[0]
     rows = with_harm(natural_edits(frame, editor), SEED)
     folder, gates = kit_folder("smollm2-135m"), {}
     standard = load_policy(policy_file(folder, None, ""))
-    plain = tuple(rule for rule in standard.rules if rule.metric != f"preop/{HARM}")
-    judged = judgements(rows, standard.model_copy(update={"rules": plain}))
+    judged = judgements(rows, without_harm(standard))
     gates["percentiles alone"] = np.array([j.outcome != "auto-approved" for j in judged])
     for level in LEVELS:
         judged = judgements(rows, load_policy(policy_file(folder, Path(level), "")))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from benchmarks.monitor_power import did_much
 from benchmarks.planted_leaks import RELATION, domain_of
 from guardedit.drift.null import NullBank
 from guardedit.drift.probes import FAR_DOMAINS
@@ -36,7 +37,22 @@ UNNAMED = ("subject", "target", "paraphrase")
 
 def section_monitor(table: pd.DataFrame, bank: NullBank, rows: pd.DataFrame) -> str:
     """False alarms, real harm by scope, then detection of leaks by scope and size."""
-    return "\n".join((alarms(table, bank), caught(table, rows), detections(table, bank)))
+    return "\n".join((alarms(table, bank), mild(table, rows), caught(table, rows), detections(table, bank)))
+
+
+def mild(table: pd.DataFrame, rows: pd.DataFrame) -> str:
+    """Of all edits that did little: whether what they break is about their own subject, and how many are among the
+    worst tenth of a scope all the same."""
+    some = table[(table["kind"] == "mild") & (table["scope"] == "")]
+    known = measured(rows, "rome", ("known",))
+    worst = some["case_id"].isin(known[did_much(known)]["case_id"])
+    elsewhere = [float(bool(_elsewhere(row, set()))) for _, row in some.iterrows()]
+    alarm = some["broken"] != ""
+    return (
+        f"Of all {len(some)} that did little, a limit outside the subject is broken by {_share(elsewhere)}; "
+        f"{int(worst.sum())} are in the worst tenth of a scope, of the {int(alarm.sum())} that break a limit "
+        f"{int((worst & alarm).sum())}.\n"
+    )
 
 
 def caught(table: pd.DataFrame, rows: pd.DataFrame) -> str:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks.monitor_findings import SCOPES, alarms, detections
+from benchmarks.monitor_findings import SCOPES, alarms, detections, mild
 from benchmarks.monitor_power import LITTLE, did_little, did_much, kept
 from benchmarks.planted_leaks import NARROW, RIDGE, apart, bisected, both, domain_of
 from guardedit.drift.null import BankEntry, NullBank
@@ -149,3 +149,12 @@ def test_rows_of_earlier_runs_stay_and_what_was_monitored_again_is_the_later_row
     assert table["case_id"].tolist() == ["1", "2", "3"]
     assert table["score.far_kl"].tolist() == [0.002, 0.5, 0.001]
     assert table["broken"].tolist() == ["", "far-kl lineage-far-kl", ""]
+
+
+def test_what_mild_edits_break_is_told_apart_by_whose_answers_it_is_about() -> None:
+    known = _rows(**{"subject/kl_nats": 0.1}).assign(editor="rome", stratum="known", error=None)
+    calm = [("1", ""), ("2", "far-kl"), ("18", "subject-lost-top1"), ("19", "")]
+    table = pd.DataFrame([_row(broken=broken) | {"case_id": case_id} for case_id, broken in calm])
+    told = mild(table, known)
+    assert told.startswith("Of all 4 that did little, a limit outside the subject is broken by 0.25 (")
+    assert "2 are in the worst tenth of a scope, of the 2 that break a limit 1." in told
