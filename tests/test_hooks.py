@@ -147,14 +147,21 @@ def test_a_skipped_block_cannot_be_recorded(tiny: ModelHandle) -> None:
 
 
 @torch.no_grad()
-def test_the_last_position_needs_no_other_from_the_last_mlp(every_family: ModelHandle) -> None:
-    ids, mask = batch_of(every_family, TEXTS[:1])
-    whole, out = every_family.hidden(ids, mask), f"blocks.{every_family.n_layers - 1}.hook_mlp_out"
-    with partial.last_position_only(every_family), hooks.record(every_family, [out]) as seen:
-        part = every_family.hidden(ids, mask)
-    torch.testing.assert_close(part[:, -1], whole[:, -1], rtol=1e-5, atol=1e-5)
-    assert bool((seen[out][:, :-1] == 0).all()) and bool((seen[out][:, -1] != 0).any())
-    assert not torch.allclose(part[:, :-1], whole[:, :-1])
+@pytest.mark.parametrize("layer", [1, 3])
+def test_an_mlp_gives_the_same_where_it_runs_and_nothing_elsewhere(
+    every_family: ModelHandle, layer: int
+) -> None:
+    ids, mask = batch_of(every_family, TEXTS)
+    out = f"blocks.{layer}.hook_mlp_out"
+    keep = torch.rand(ids.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    with hooks.record(every_family, [out]) as whole:
+        every_family.hidden(ids, mask)
+    for kept in (keep, torch.zeros_like(keep)):
+        with partial.mlp_only_at(every_family, layer, kept), hooks.record(every_family, [out]) as seen:
+            every_family.hidden(ids, mask)
+        torch.testing.assert_close(seen[out][kept], whole[out][kept], rtol=1e-5, atol=1e-5)
+        assert bool((seen[out][~kept] == 0).all())
+    assert 0 < int(keep.sum()) < keep.numel() and bool((whole[out] != 0).any())
 
 
 @torch.no_grad()

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import Tensor, nn
+from jaxtyping import Bool
+from torch import Tensor
 
 from guardedit.models.handle import ModelHandle
 from guardedit.models.hooks import POINTS, HookPoint, Replace, attach, on_input, on_output
@@ -14,26 +15,26 @@ from guardedit.models.installed import registry_of
 
 
 @contextmanager
-def last_position_only(handle: ModelHandle) -> Iterator[None]:
-    """Let the last block's MLP compute each row's last position alone and put out zeros elsewhere.
+def mlp_only_at(handle: ModelHandle, layer: int, keep: Bool[Tensor, "batch seq"]) -> Iterator[None]:
+    """Let the MLP of block `layer` compute the positions in `keep` alone and put out zeros elsewhere.
 
-    For passes of which the last position is all that is read: behind the last block no position looks at another.
-    Hooks that are entered later see the zeros. With an activation edit installed, all positions are computed.
+    For passes that read no other: an MLP looks at one position at a time. Hooks that are entered later see the zeros.
+    With an activation edit installed, all positions are computed.
     """
     if registry_of(handle) is not None:
         yield
         return
-    mlp = handle.block(handle.n_layers - 1).get_submodule(handle.architecture.mlp)
-    before: list[int] = []
+    mlp = handle.block(layer).get_submodule(handle.architecture.mlp)
 
-    def cut(activation: Tensor) -> Tensor:
-        before[:] = [activation.shape[1] - 1]
-        return activation[:, -1:]
+    def pad(output: Tensor) -> Tensor:
+        whole = output.new_zeros(*keep.shape, output.shape[-1])
+        whole[keep.to(output.device)] = output[0]
+        return whole
 
     with ExitStack() as stack:
-        stack.callback(mlp.register_forward_pre_hook(on_input(cut), with_kwargs=True).remove)
-        pad = on_output(lambda output: nn.functional.pad(output, (0, 0, before[0], 0)))
-        stack.callback(mlp.register_forward_hook(pad).remove)
+        cut = on_input(lambda activation: activation[keep.to(activation.device)][None])
+        stack.callback(mlp.register_forward_pre_hook(cut, with_kwargs=True).remove)
+        stack.callback(mlp.register_forward_hook(on_output(pad)).remove)
         yield
 
 

@@ -1,8 +1,8 @@
-"""Which states causal tracing sets back, where a pass for each has to start, and which of them run together."""
+"""Which states causal tracing sets back, where a pass for each has to start, and which of them begin alike."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from guardedit.models.corrupting import TraceSettings
@@ -22,7 +22,9 @@ class Restoration:
     start: int
     """The first block that has to be run."""
     fixes: Mapping[str, str]
-    """Hook name -> which state is put there: the clean run's at that hook, or one that `entry` or `tail` names."""
+    """Hook name -> which state is put there: the clean run's at that hook, or one that `entry` names."""
+    forks: int | None = None
+    """Column of the restoration of its kind whose stream it goes on with; None: the corrupted run's."""
 
 
 def window_of(n_layers: int) -> int:
@@ -70,41 +72,18 @@ def entry(kind: str, layer: int) -> str:
     return f"{kind} of block {layer}"
 
 
-def tail(kind: str, end: int) -> str:
-    """Name of the streams from the token on, at block `end`, where a kind is restored in all blocks below it."""
-    return f"{kind} below block {end}"
+def forked(work: Sequence[Restoration]) -> list[Restoration]:
+    """The same in the order of their starts, those that begin alike run once.
 
-
-def with_leaders(work: Sequence[Restoration]) -> tuple[list[Restoration], list[Restoration]]:
-    """(leaders, the rest): windows that are clipped at the first block begin alike, so one runs for all of them.
-
-    The leader is the longest; where a shorter one ends, it goes on from the leader's stream there.
+    Windows that are clipped at the first block do: where a shorter one ends, it goes on from the longest's stream.
     """
-    leaders: list[Restoration] = []
-    rest = [restoration for restoration in work if restoration.kind not in WINDOWED or restoration.start != 1]
+    found = [one for one in work if one.kind not in WINDOWED or one.start != 1]
     for kind in WINDOWED:
         clipped = [one for one in work if one.kind == kind and one.start == 1]
         clipped.sort(key=lambda one: len(one.fixes))
-        for one in clipped[:-1]:
+        for one in clipped:
             # A window of n layers has n fixes, the first of them the entry: it ends before block n.
             end = len(one.fixes)
             shorter = 1 < end < len(clipped[-1].fixes)
-            rest.append(replace(one, start=end, fixes={resid_pre(end): tail(kind, end)}) if shorter else one)
-        leaders += clipped[-1:]
-    return leaders, sorted(rest, key=lambda one: one.start)
-
-
-def groups(work: Sequence[Restoration], tokens_each: int, batch_tokens: int) -> Iterator[list[Restoration]]:
-    """Consecutive restorations that run as one batch: those of one start, and of the next ones while they are few.
-
-    A later start than the group's first means blocks that are run for nothing, so a group ends once it fills a pass.
-    """
-    group: list[Restoration] = []
-    for restoration in work:
-        full = len(group) * tokens_each >= batch_tokens
-        if group and full and restoration.start != group[-1].start:
-            yield group
-            group = []
-        group.append(restoration)
-    if group:
-        yield group
+            found.append(replace(one, start=end, fixes={}, forks=clipped[-1].column) if shorter else one)
+    return sorted(found, key=lambda one: one.start)
