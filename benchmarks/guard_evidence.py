@@ -19,6 +19,8 @@ import matplotlib
 import numpy as np
 import pandas as pd
 
+from benchmarks.drifted_latents import section_drifted
+from benchmarks.guard_adversarial import section_adversarial
 from benchmarks.guard_fresh import section_fresh
 from benchmarks.guard_levels import section_levels
 from benchmarks.guard_sections import SECTIONS, SEED, editors_of, section_controls
@@ -26,6 +28,7 @@ from benchmarks.guard_together import section_together
 from benchmarks.monitor_findings import section_monitor
 from benchmarks.namesakes import section_namesakes
 from benchmarks.near_rehearsal import section_rehearsal
+from benchmarks.ripples import section_ripples
 from guardedit.drift.null import load_bank
 from guardedit.evaluation.guard.command import gathered
 from guardedit.evaluation.guard.features import MEANT
@@ -83,6 +86,7 @@ def write(
     monitor: pd.DataFrame,
     near: pd.DataFrame,
     namesakes: pd.DataFrame,
+    ripples: pd.DataFrame,
 ) -> None:
     """Put every section between its markers."""
     text = page.read_text("utf-8")
@@ -96,6 +100,9 @@ def write(
         "rehearsal": lambda rows: section_rehearsal(near, rows),
         "namesakes": lambda rows: section_namesakes(namesakes, rows),
         "monitor": lambda rows: section_monitor(monitor, bank, rows),
+        "drifted": lambda rows: section_drifted(monitor, rows),
+        "adversarial": section_adversarial,
+        "ripples": lambda rows: section_ripples(ripples),
     }
     for name, section in sections.items():
         text = fill(text, name, section(frame))
@@ -117,12 +124,13 @@ def main() -> None:
         step.add_argument("--monitor", type=Path, default=Path("docs/data/monitor_power.parquet"))
         step.add_argument("--near", type=Path, default=Path("docs/data/near_rehearsal.parquet"))
         step.add_argument("--namesakes", type=Path, default=Path("docs/data/namesakes.parquet"))
+        step.add_argument("--ripples", type=Path, default=Path("docs/data/ripples.parquet"))
     args: Any = parser.parse_args()
     if args.step == "table":
         found = gathered(args.source)
         write_rows(joined(read_rows(args.to), found) if args.to.is_file() else found, args.to)
     else:
-        kept = (pd.read_parquet(path) for path in (args.monitor, args.near, args.namesakes))
+        kept = (pd.read_parquet(path) for path in (args.monitor, args.near, args.namesakes, args.ripples))
         write(read_rows(args.source), args.to, read_rows(args.controls), *kept)
 
 

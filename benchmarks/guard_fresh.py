@@ -51,6 +51,15 @@ def said_of(model: RiskModel, edits: pd.DataFrame) -> list[tuple[Expectation, ..
     ]
 
 
+def with_harm_said(edits: pd.DataFrame, said: Sequence[tuple[Expectation, ...]]) -> pd.DataFrame:
+    """The edits with the model's probability of harm, None where it has no opinion.
+
+    Without an opinion there is no score, which a limit on it cannot be checked by: a person is asked.
+    """
+    harm = [None if any(one.p_harm is None for one in each) else _worst(each) for each in said]
+    return edits.assign(**{f"{PRED}{HARM}": pd.Series(harm, index=edits.index, dtype=object)})
+
+
 def section_fresh(frame: pd.DataFrame, fitted: Sequence[str], model: RiskModel | None = None) -> str:
     """A line a scope; what stopping the riskiest fifth by the probability of harm would avoid, and each level."""
     found = model or RiskModel.load(FIRST)
@@ -104,9 +113,7 @@ def _stopping(edits: pd.DataFrame, said: Sequence[tuple[Expectation, ...]]) -> s
 
 def _levels(edits: pd.DataFrame, said: Sequence[tuple[Expectation, ...]]) -> str:
     """What each shipped level would have done: who is asked, and what that avoids and catches."""
-    # Without an opinion there is no score, which a limit on it cannot be checked by: a person is asked.
-    harm = [None if any(one.p_harm is None for one in each) else _worst(each) for each in said]
-    rows, gates = edits.assign(**{f"{PRED}{HARM}": pd.Series(harm, dtype=object)}), []
+    rows, gates = with_harm_said(edits, said), []
     for level in LEVELS:
         judged = judgements(rows, load_policy(policy_file(kit_folder(KIT), Path(level), "")))
         found = gate_figures(rows, np.array([one.outcome != "auto-approved" for one in judged]))

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from guardedit.evaluation.guard.adversarial import KINDS
 from guardedit.evaluation.guard.association import Figure, auroc_worst, spearman
 from guardedit.evaluation.guard.features import (
     CLOSED_FORM,
@@ -16,13 +15,12 @@ from guardedit.evaluation.guard.features import (
     REHEARSAL,
     SAE,
     SETS,
-    SUPPORT,
     TRIVIAL,
     Feature,
 )
 from guardedit.evaluation.guard.findings import alone, fitted, gains, stopping
-from guardedit.evaluation.guard.fitting import OUTCOMES, fit_scope, natural_edits
-from guardedit.evaluation.guard.frames import OUT, PRED, measured
+from guardedit.evaluation.guard.fitting import OUTCOMES, natural_edits
+from guardedit.evaluation.guard.frames import OUT, PRED
 from guardedit.evaluation.guard.operating import gate_figures, judgements, stopped_by_rule, with_harm
 from guardedit.gate.policy import Policy
 from guardedit.gate.rules import load_policy
@@ -30,7 +28,6 @@ from guardedit.models.control import DOMAINS
 from guardedit.pipeline.expecting import HARM
 from guardedit.pipeline.kit import kit_folder
 from guardedit.pipeline.levels import LEVELS, STANDARD, policy_file
-from guardedit.risk.calibration import RiskModel
 
 SEED = 0
 SHOWN = 10
@@ -173,54 +170,6 @@ def section_stopping(frame: pd.DataFrame) -> str:
     return table(head, rows)
 
 
-def section_adversarial(frame: pd.DataFrame) -> str:
-    """Edits that should not be proposed: damage beside natural ones, and what the model says of them."""
-    editor = editors_of(frame)[0]
-    rows = natural_edits(frame, editor)
-    scopes = tuple(fit_scope(rows, scope, MEANT[scope], SEED, SUPPORT) for scope in OUTCOMES)
-    model = RiskModel(
-        model="",
-        editor=editor,
-        layers=(),
-        protocol="",
-        seed=SEED,
-        scopes=scopes,
-        rows_digest="sha256:" + "0" * 64,
-    )
-    body = [_kind_row(kind, measured(frame, editor, (kind,)), model) for kind in KINDS]
-    body = [_kind_row("natural", rows, model), *(row for row in body if row)]
-    head = (
-        "kind",
-        "n",
-        "far, median nats",
-        "near",
-        "subject",
-        "outside the support",
-        "above the worst natural tenth",
-    )
-    return f"{editor}:\n\n" + table(head, body)
-
-
-def _kind_row(kind: str, rows: pd.DataFrame, model: RiskModel) -> list[str]:
-    if rows.empty:
-        return []
-    names = [c for c in rows.columns if c.startswith("pred.")]
-    outside = worst = 0
-    for _, row in rows.iterrows():
-        scores = {n.removeprefix("pred."): (None if pd.isna(row[n]) else float(row[n])) for n in names}
-        outside += any(one.value is None for one in model.expect(scores))
-        worst += any(row.get(f"{OUT}{s.outcome}", np.nan) > s.harm_nats for s in model.scopes)
-    medians = [rows[f"{OUT}{o}"].median() for o in OUTCOMES.values()]
-    n = len(rows)
-    return [
-        kind,
-        str(n),
-        *("–" if pd.isna(m) else f"{m:.2g}" for m in medians),
-        f"{outside / n:.2f}",
-        f"{worst / n:.2f}",
-    ]
-
-
 def without_harm(policy: Policy) -> Policy:
     """The policy as it is where no risk model speaks."""
     rules = tuple(rule for rule in policy.rules if rule.metric != f"preop/{HARM}")
@@ -275,5 +224,5 @@ def _renamed(control: str) -> tuple[Feature, ...]:
 
 SECTIONS: dict[str, Section] = {
     "counts": section_counts, "damage": section_damage, "alone": section_alone, "sets": section_sets,
-    "gains": section_gains, "stopping": section_stopping, "policy": section_policy, "adversarial": section_adversarial,
+    "gains": section_gains, "stopping": section_stopping, "policy": section_policy,
 }  # fmt: skip
