@@ -9,12 +9,9 @@ from benchmarks.drifted_latents import counted, section_drifted
 
 
 def monitored(rows: pd.DataFrame) -> pd.DataFrame:
-    """The monitor's rows of these edits, where as many latents drift far as `leakage_share` orders."""
+    """The monitor's rows of these edits, where as many latents drift as `leakage_share` orders."""
     ranks = rows["pred.leakage_share"].rank()
-    counts = {
-        f"score.drifted_latents_{scope}": ranks if scope == "far" else 7.0
-        for scope in ("far", "near", "subject")
-    }
+    counts = {f"score.drifted_latents_{scope}": ranks for scope in ("far", "near", "subject")}
     return pd.DataFrame({"kind": "mild", "case_id": rows["case_id"], "scope": "", "share": 0.0, **counts})
 
 
