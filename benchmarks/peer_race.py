@@ -51,7 +51,7 @@ from guardedit.pipeline import Guard
 from guardedit.pipeline import open as open_guard
 from guardedit.records import canonical
 
-SEED, RACE, TUNE = 7, 20, 10
+SEED, RACE, TUNE = 7, 20, 24
 FAR = 256
 """Tokens of control text."""
 METRICS = ("efficacy", "paraphrase", "neighborhood", "distractor_neighborhood", "neighborhood_kl_nats")
@@ -78,39 +78,51 @@ def facts(data: Path, out: Path) -> None:
 # -- ours
 
 
-def ours(out: Path, first: int | None) -> None:
-    """All values in batches and every solver's update from them; then ROME a fact at a time, the `first` facts."""
-    guard, cases, rows = open_guard(home=out / "home"), cases_of(out, "race"), Rows(out, "race-ours")
+def ours(out: Path, name: str, first: int | None, stops: Sequence[float | None]) -> None:
+    """All values in batches and every solver's update from them, for each loss at which a value stops (None: as the
+    kit ships); then ROME a fact at a time, the `first` facts."""
+    guard, cases, rows = open_guard(home=out / "home"), cases_of(out, name), Rows(out, f"{name}-ours")
     inputs, settings = SolveInputs(guard.kit.second_moments), guard.kit.settings("rome")
     for moment in guard.kit.second_moments.values():
         moment.leverage(
             torch.ones(moment.width, 1, dtype=torch.float64)
         )  # factorised before any time is taken
+    for stop in stops:
+        _shared(guard, cases, rows, inputs, stop)
+    for case in cases[:first]:
+        alone = partial(solve_rome, guard.handle, [case.request], settings, inputs)
+        rows.solve("guardedit ROME", [case.case_id], partial(_ours, alone, {}))
+
+
+def _shared(
+    guard: Guard, cases: Sequence[EvalCase], rows: Rows, inputs: SolveInputs, stop: float | None
+) -> None:
+    """ROME's values and those of the batch editors, and the updates from them."""
+    early = "" if stop is None else f" stopped at {stop:g}"
     found = {
-        name: _values(guard, cases, kit_name, inputs) for name, kit_name in (("ROME", "rome"), ("", "memit"))
+        name: _values(guard, cases, kit_name, inputs, stop)
+        for name, kit_name in (("ROME", "rome"), ("", "memit"))
     }
     for method, solve in _solvers(guard, inputs).items():
         wanted, shared = found.get(method, found[""])
         for number, case in enumerate(cases):
             single = partial(solve, _part(wanted, number))
             if method != "EMMET":  # of one fact it is ROME
-                rows.solve(
-                    f"guardedit {method}, shared values", [case.case_id], partial(_ours, single, shared)
-                )
+                label = f"guardedit {method}{early}, shared values"
+                rows.solve(label, [case.case_id], partial(_ours, single, shared))
         if method != "ROME":
             ids = [case.case_id for case in cases]
-            rows.solve(f"guardedit {method}, one batch", ids, partial(_ours, partial(solve, wanted), shared))
-    for case in cases[:first]:
-        alone = partial(solve_rome, guard.handle, [case.request], settings, inputs)
-        rows.solve("guardedit ROME", [case.case_id], partial(_ours, alone, {}))
+            label = f"guardedit {method}{early}, one batch"
+            rows.solve(label, ids, partial(_ours, partial(solve, wanted), shared))
 
 
 def _values(
-    guard: Guard, cases: Sequence[EvalCase], editor: str, inputs: SolveInputs
+    guard: Guard, cases: Sequence[EvalCase], editor: str, inputs: SolveInputs, stop: float | None
 ) -> tuple[Wanted, dict[str, float]]:
     """Keys and values of all facts with the editor's settings (MEMIT's and EMMET's are the same), and their cost."""
+    settings = guard.kit.settings(editor, {} if stop is None else {"stop_loss": stop})
     started = time.process_time()
-    wanted = find_wanted(guard.handle, [case.request for case in cases], guard.kit.settings(editor), inputs)
+    wanted = find_wanted(guard.handle, [case.request for case in cases], settings, inputs)
     return wanted, {"values_cpu_s": (time.process_time() - started) / len(cases)}
 
 
@@ -189,6 +201,10 @@ def _line(label: str, case_id: str, scores: CaseScores) -> Line:
     }
 
 
+def _stop(text: str) -> float | None:
+    return None if text == "shipped" else float(text)
+
+
 def main() -> None:
     """Parse and run one step."""
     parser = argparse.ArgumentParser(
@@ -201,7 +217,8 @@ def main() -> None:
     parser.add_argument("--source", type=Path, help="folder of the other project")
     parser.add_argument("--folder", type=Path, help="copy of the model for it")
     parser.add_argument("--method", choices=sorted(PEERS))
-    parser.add_argument("--first", type=int, help="only so many facts")
+    parser.add_argument("--first", type=int, help="only so many facts; of ours, one at a time")
+    parser.add_argument("--stop", type=_stop, nargs="+", help="losses at which a value stops, or shipped")
     parser.add_argument("--ridge", type=float, help="MEMIT's mom2_update_weight")
     parser.add_argument("--joint", action="store_true", help="all facts as one solve")
     parser.add_argument("--rows", type=Path, help="what `score` wrote")
@@ -213,7 +230,7 @@ def main() -> None:
         args.out.mkdir(parents=True, exist_ok=True)
         facts(args.data, args.out)
     elif args.step == "ours":
-        ours(args.out, args.first)
+        ours(args.out, args.facts, args.first, args.stop or [None])
     elif args.step == "peer":
         peer(args)
     else:

@@ -58,7 +58,8 @@ def table(path: Path) -> str:
     named: dict[str, dict[str, Line]] = {}
     for line in lines:
         named.setdefault(line["label"], {})[line["case"]] = line
-    common = set.intersection(*({*cases} for label, cases in named.items() if label.startswith("EasyEdit")))
+    theirs = [{*cases} for label, cases in named.items() if label.startswith("EasyEdit")]
+    common = set.intersection(*theirs) if theirs else set()
     both = {label: {c: cases[c] for c in cases if c in common} for label, cases in named.items()}
     speed = [line["gflops"] for line in lines if "gflops" in line]
     load = [line["load"] for line in lines if "load" in line]
@@ -66,14 +67,23 @@ def table(path: Path) -> str:
         f"fp32 product, 1,024 x 576 by 576 x 1,536, one thread: {median(speed):.0f} GFLOP/s in the median "
         f"({min(speed):.0f} to {max(speed):.0f}); load of the machine {min(load):.1f} to {max(load):.1f}"
     )
-    return "\n\n".join(
-        [
-            _table(named),
-            f"The {len(common)} facts that every method of EasyEdit was run on:",
-            _table(both),
-            about,
-        ]
-    )
+    shared = [f"The {len(common)} facts that every method of EasyEdit was run on:", _table(both)]
+    return "\n\n".join([_table(named), *(shared if theirs else ()), *_ratios(both), about])
+
+
+def _ratios(named: dict[str, dict[str, Line]]) -> list[str]:
+    """What an edit of EasyEdit costs beside ours by the same method with shared values, medians over the same facts."""
+    found = []
+    for label, cases in named.items():
+        if label.startswith("EasyEdit") and "batch" not in label:
+            mine = f"guardedit {label.split()[1]}"
+            told = [
+                f"{name.removeprefix('guardedit ')}: {(_spent([*cases.values()]) or 0) / spent:.1f}"
+                for name, ours in named.items()
+                if name.startswith(mine) and "shared" in name and (spent := _spent([*ours.values()]))
+            ]
+            found.append(f"{label}, times the cost of {'; '.join(told)}")
+    return found
 
 
 def _table(named: dict[str, dict[str, Line]]) -> str:
