@@ -107,7 +107,7 @@ def _shared(
         wanted, shared = found.get(method, found[""])
         for number, case in enumerate(cases):
             single = partial(solve, _part(wanted, number))
-            if method != "EMMET":  # of one fact it is ROME
+            if method != "EMMET" or stop is not None:  # as shipped it is, of one fact, all but ROME
                 label = f"guardedit {method}{early}, shared values"
                 rows.solve(label, [case.case_id], partial(_ours, single, shared))
         if method != "ROME":
