@@ -32,6 +32,8 @@ def test_the_table_reads_back_as_it_was_and_its_digest_knows_no_seconds_and_no_o
     pd.testing.assert_frame_equal(rows, again)
     assert rows_digest(again.assign(seconds=1.0)) == rows_digest(rows)
     assert rows_digest(again.assign(subject="x")) != rows_digest(rows)
+    later = again.assign(**{"pred.of_later_rows": np.nan})
+    assert rows_digest(later) == rows_digest(rows) != rows_digest(later.fillna({"pred.of_later_rows": 1.0}))
 
 
 def test_what_is_no_table_is_named(tmp_path: Path) -> None:

@@ -74,8 +74,9 @@ def read_rows(path: Path) -> pd.DataFrame:
 
 
 def rows_digest(frame: pd.DataFrame) -> str:
-    """Of what was measured; seconds are left out."""
-    kept = frame.drop(columns=[name for name in frame.columns if name.startswith("seconds")])
+    """Of what was measured; seconds are left out, and scores that none of these rows has: later rows may bring them."""
+    unknown = [name for name in frame.columns if name.startswith((PRED, OUT)) and frame[name].isna().all()]
+    kept = frame.drop(columns=[*unknown, *(name for name in frame.columns if name.startswith("seconds"))])
     return digest_of_bytes(kept.to_csv(index=False, float_format="%.9g").encode())
 
 
