@@ -4,8 +4,8 @@
     python -m benchmarks.ripples measure OUT --facts FILE --to docs/data/ripples.parquet
     python -m benchmarks.ripples table docs/data/ripples.parquet
 
-FILE is KnowEdit's wiki_counterfact_train. `run` solves and scores known facts that have questions about what follows,
-at most eight a relation, as `evaluate guard` does (resumable); `measure` asks each stored edit its questions: the
+FILE is KnowEdit's wiki_counterfact_train. `run` solves and scores facts that have questions about what follows, those
+that the model knows first, at most eight a relation of either kind, as `evaluate guard` does (resumable); `measure` asks each stored edit its questions: the
 answer's probability and whether it is said, before and after, and how far the next-token distribution moves. The
 editor and the guard see none of the questions.
 """
@@ -33,7 +33,7 @@ from guardedit.evaluation.guard.association import figure, spearman
 from guardedit.evaluation.guard.frames import OUT, PRED
 from guardedit.evaluation.guard.outcome_prompts import Neighbours
 from guardedit.evaluation.guard.rows import Bench, run_rows
-from guardedit.evaluation.guard.strata import KNOWN, chosen_edits
+from guardedit.evaluation.guard.strata import KNOWN, UNKNOWN, Chosen, chosen_edits
 from guardedit.evaluation.readers import read_cases
 from guardedit.evaluation.rowfile import RowFile
 from guardedit.evaluation.scoring import score_pairs
@@ -43,6 +43,7 @@ from guardedit.risk.compare import compare
 
 SEED = 0
 EDITOR = "rome"
+STRATA = (KNOWN, UNKNOWN)
 A_RELATION = 8
 A_GROUP = 4
 """Questions of a group, an edit."""
@@ -59,46 +60,46 @@ ENTAILED = ("reasoning", "logical_generalization")
 
 
 def candidates(case_set: CaseSet) -> CaseSet:
-    """Facts with a question about what follows, at most some of a relation, in an order that the seed decides."""
-    cases = [case for case in case_set.cases if any(q.group in ENTAILED for q in case.questions)]
-    random.Random(SEED).shuffle(cases)
-    seen: Counter[str] = Counter()
-    kept = []
-    for case in cases:
-        seen[case.request.prompt] += 1
-        if seen[case.request.prompt] <= 5 * A_RELATION:
-            kept.append(case)
-    return replace(case_set, cases=tuple(kept))
+    """Facts with a question about what follows."""
+    cases = tuple(case for case in case_set.cases if any(q.group in ENTAILED for q in case.questions))
+    return replace(case_set, cases=cases)
 
 
 def run(out: Path, facts: Path, edits: int) -> None:
-    """A row an edit, and its update."""
+    """A row an edit, and its update: what the model knows first, then facts that it does not."""
     guard, case_set = open_guard(home=out / "home"), read_cases(facts)
     bench = Bench(guard, EDITOR, Neighbours.of(case_set.cases), SEED, deltas=out / f"{EDITOR}-deltas")
-    known = list(chosen_edits(guard.handle, candidates(case_set), KNOWN, len(case_set.cases), SEED))
+    some, left = candidates(case_set), edits
+    for stratum in STRATA:
+        chosen = spread(list(chosen_edits(guard.handle, some, stratum, len(some.cases), SEED)))[:left]
+        left -= len(chosen)
+        run_rows(bench, chosen, RowFile(out / f"{EDITOR}-{stratum}.jsonl", bench.header()))
+
+
+def spread(edits: Sequence[Chosen]) -> list[Chosen]:
+    """In their order, at most `A_RELATION` of each relation."""
     seen: Counter[str] = Counter()
-    chosen = []
-    for one in known:
+    kept = []
+    for one in edits:
         seen[one.case.request.prompt] += 1
         if seen[one.case.request.prompt] <= A_RELATION:
-            chosen.append(one)
-    run_rows(bench, chosen[:edits], RowFile(out / f"{EDITOR}-{KNOWN}.jsonl", bench.header()))
+            kept.append(one)
+    return kept
 
 
 def measure(out: Path, facts: Path) -> Iterator[dict[str, Any]]:
     """A row a question of every stored edit."""
     handle = open_guard(home=out / "home").handle
     cases = {case.case_id: case for case in read_cases(facts).cases}
-    for line in (out / f"{EDITOR}-{KNOWN}.jsonl").read_text("utf-8").splitlines()[1:]:
-        row = json.loads(line)
-        stored = out / f"{EDITOR}-deltas" / f"{KNOWN}-{row['case_id']}.safetensors"
+    rows = [
+        json.loads(line)
+        for stratum in STRATA
+        for line in (out / f"{EDITOR}-{stratum}.jsonl").read_text("utf-8").splitlines()[1:]
+    ]
+    for row in rows:
+        stored = out / f"{EDITOR}-deltas" / f"{row['stratum']}-{row['case_id']}.safetensors"
         if row["error"] is None and stored.is_file():
-            about = {
-                "editor": EDITOR,
-                "case_id": row["case_id"],
-                "relation": row["relation"],
-                "p_new": row["p_new"],
-            }
+            about = {name: row[name] for name in ("editor", "stratum", "case_id", "relation", "p_new")}
             about |= {f"{PRED}{name}": value for name, value in row["predictors"].items()}
             about |= {f"{OUT}{name}": value for name, value in row["outcomes"].items()}
             for found in answers(handle, read_delta(stored, EDITOR), questions(cases[row["case_id"]])):
