@@ -5,9 +5,9 @@
     python -m benchmarks.ripples table docs/data/ripples.parquet
 
 FILE is KnowEdit's wiki_counterfact_train. `run` solves and scores facts that have questions about what follows, those
-that the model knows first, at most eight a relation of either kind, as `evaluate guard` does (resumable); `measure` asks each stored edit its questions: the
-answer's probability and whether it is said, before and after, and how far the next-token distribution moves. The
-editor and the guard see none of the questions.
+that the model knows first, at most eight a relation of either kind, as `evaluate guard` does (resumable); `measure`
+asks each stored edit its questions: the answer's probability and whether it is said, before and after, and how far the
+next-token distribution moves. The editor and the guard see none of the questions.
 """
 
 from __future__ import annotations
