@@ -5,7 +5,7 @@
     python -m benchmarks.ripples table docs/data/ripples.parquet
 
 FILE is KnowEdit's wiki_counterfact_train. `run` solves and scores facts that have questions about what follows, those
-that the model knows first, at most eight a relation of either kind, as `evaluate guard` does (resumable); `measure`
+that the model knows first, at most fourteen a relation of either kind, as `evaluate guard` does (resumable); `measure`
 asks each stored edit its questions: the answer's probability and whether it is said, before and after, and how far the
 next-token distribution moves. The editor and the guard see none of the questions.
 """
@@ -44,7 +44,7 @@ from guardedit.risk.compare import compare
 SEED = 0
 EDITOR = "rome"
 STRATA = (KNOWN, UNKNOWN)
-A_RELATION = 8
+A_RELATION = 14
 A_GROUP = 4
 """Questions of a group, an edit."""
 SHOWN = 6
