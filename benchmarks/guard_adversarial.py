@@ -8,7 +8,6 @@ they call so. Of natural edits the probabilities are those of models that saw no
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,11 +16,11 @@ import pandas as pd
 
 from benchmarks.guard_fresh import said_of, with_harm_said
 from benchmarks.guard_levels import KIT, harmful
-from benchmarks.guard_sections import SEED, editors_of, table
+from benchmarks.guard_sections import SEED, editors_of, print_section, table
 from guardedit.evaluation.guard.adversarial import KINDS
 from guardedit.evaluation.guard.calibrating import harms_of
 from guardedit.evaluation.guard.fitting import OUTCOMES, natural_edits
-from guardedit.evaluation.guard.frames import OUT, PRED, measured, read_rows
+from guardedit.evaluation.guard.frames import OUT, PRED, measured
 from guardedit.evaluation.guard.operating import judgements, with_harm
 from guardedit.gate.policy import Policy
 from guardedit.gate.rules import load_policy
@@ -72,14 +71,5 @@ def _told(rows: pd.DataFrame, model: RiskModel, policy: Policy) -> list[str]:
     ]  # fmt: skip
 
 
-def main() -> None:
-    """Print the section."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("rows", type=Path)
-    print(section_adversarial(read_rows(parser.parse_args().rows)))
-
-
 if __name__ == "__main__":
-    main()
+    print_section(__doc__, section_adversarial)

@@ -8,17 +8,16 @@ that an editor is not judged by its own habits. Probabilities are of models that
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from benchmarks.guard_sections import SEED, table, without_harm
+from benchmarks.guard_sections import SEED, print_section, table, without_harm
 from guardedit.evaluation.guard.calibrating import harms_of
 from guardedit.evaluation.guard.fitting import OUTCOMES, natural_edits
-from guardedit.evaluation.guard.frames import OUT, read_rows
+from guardedit.evaluation.guard.frames import OUT
 from guardedit.evaluation.guard.operating import gate_figures, judgements, with_harm
 from guardedit.gate.policy import Policy
 from guardedit.gate.rules import load_policy
@@ -73,14 +72,5 @@ def _gates(folder: Path) -> Iterator[tuple[str, Policy]]:
         yield f"`{level}`", policy
 
 
-def main() -> None:
-    """Print the section."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("rows", type=Path)
-    print(section_levels(read_rows(parser.parse_args().rows)))
-
-
 if __name__ == "__main__":
-    main()
+    print_section(__doc__, section_levels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from guardedit.evaluation.guard.features import (
 )
 from guardedit.evaluation.guard.findings import alone, fitted, gains, stopping
 from guardedit.evaluation.guard.fitting import OUTCOMES, natural_edits
-from guardedit.evaluation.guard.frames import OUT, PRED
+from guardedit.evaluation.guard.frames import OUT, PRED, read_rows
 from guardedit.evaluation.guard.operating import gate_figures, judgements, stopped_by_rule, with_harm
 from guardedit.gate.policy import Policy
 from guardedit.gate.rules import load_policy
@@ -66,6 +67,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A markdown table."""
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+def print_section(about: str | None, section: Section) -> None:
+    """A command line of its own for a section that is made from the guard's rows alone."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", type=Path)
+    print(section(read_rows(parser.parse_args().rows)))
 
 
 def section_counts(frame: pd.DataFrame) -> str:

@@ -72,7 +72,7 @@ def table(path: Path) -> str:
 
 
 def _ratios(named: dict[str, dict[str, Line]]) -> list[str]:
-    """What an edit of EasyEdit costs beside ours by the same method with shared values, medians over the same facts."""
+    """What an edit of EasyEdit costs beside ours by the same method, medians over the same facts."""
     found = []
     for label, cases in named.items():
         if label.startswith("EasyEdit") and "batch" not in label:
@@ -82,7 +82,7 @@ def _ratios(named: dict[str, dict[str, Line]]) -> list[str]:
             told = [
                 f"{name.removeprefix('guardedit ')}: {(_spent([*cases.values()]) or 0) / spent:.1f}"
                 for name, ours in named.items()
-                if name.startswith(mine) and "shared" in name and (spent := _spent([*ours.values()]))
+                if name.startswith(mine) and (spent := _spent([*ours.values()]))
             ]
             found.append(f"{label}, times the cost of {'; '.join(told)}")
     return found

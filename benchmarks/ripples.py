@@ -1,6 +1,6 @@
 """What follows from a ROME edit on the default model, and whether anything measured before the write foretells it.
 
-    python -m benchmarks.ripples run OUT --facts FILE [--edits 60]
+    python -m benchmarks.ripples run OUT --facts FILE [--edits 45]
     python -m benchmarks.ripples measure OUT --facts FILE --to docs/data/ripples.parquet
     python -m benchmarks.ripples table docs/data/ripples.parquet
 
@@ -30,7 +30,7 @@ from guardedit.edits.deltas import EditDelta, rehearsed
 from guardedit.evaluation.bootstrap import estimate
 from guardedit.evaluation.cases import FOLLOWS, CaseSet, EvalCase, Question
 from guardedit.evaluation.guard.association import figure, spearman
-from guardedit.evaluation.guard.frames import OUT, PRED
+from guardedit.evaluation.guard.frames import PRED
 from guardedit.evaluation.guard.outcome_prompts import Neighbours
 from guardedit.evaluation.guard.rows import Bench, run_rows
 from guardedit.evaluation.guard.strata import KNOWN, UNKNOWN, Chosen, chosen_edits
@@ -99,9 +99,8 @@ def measure(out: Path, facts: Path) -> Iterator[dict[str, Any]]:
     for row in rows:
         stored = out / f"{EDITOR}-deltas" / f"{row['stratum']}-{row['case_id']}.safetensors"
         if row["error"] is None and stored.is_file():
-            about = {name: row[name] for name in ("editor", "stratum", "case_id", "relation", "p_new")}
+            about = {name: row[name] for name in ("editor", "stratum", "case_id", "relation")}
             about |= {f"{PRED}{name}": value for name, value in row["predictors"].items()}
-            about |= {f"{OUT}{name}": value for name, value in row["outcomes"].items()}
             for found in answers(handle, read_delta(stored, EDITOR), questions(cases[row["case_id"]])):
                 yield about | found
 
@@ -183,8 +182,8 @@ def _foretold(rows: pd.DataFrame) -> str:
     body = [
         [f"`{name}`", shown(one)] for name, one in ordered if name in first or name == "rehearsed_entailed_kl"
     ]
-    spread = estimate(outcome.tolist(), SEED)
-    said = "–" if spread is None else f"{spread.value:.2f} ({spread.low:.2f} to {spread.high:.2f})"
+    mean = estimate(outcome.tolist(), SEED)
+    said = "–" if mean is None else f"{mean.value:.2f} ({mean.low:.2f} to {mean.high:.2f})"
     return table(
         (f"score, before the write (n {len(edits)})", "Spearman with the divergence of entailed answers"),
         body,
@@ -199,7 +198,7 @@ def main() -> None:
     parser.add_argument("step", choices=("run", "measure", "table"))
     parser.add_argument("source", type=Path)
     parser.add_argument("--facts", type=Path)
-    parser.add_argument("--edits", type=int, default=60)
+    parser.add_argument("--edits", type=int, default=45)
     parser.add_argument("--to", type=Path)
     args = parser.parse_args()
     if args.step == "run":
