@@ -64,6 +64,8 @@ class Row:
 
 
 ALONE = ("single", "sequence of 100")
+EARLY = {"stop_loss": 0.2}
+"""A value that is done sooner, chosen on `train` facts for these two (docs/peers.md)."""
 ROWS = {
     "emmet": Row("emmet"),
     "rome": Row("rome", ALONE),
@@ -74,6 +76,8 @@ ROWS = {
     "emmet, guarded values": Row("emmet", JOINT, values_of="guarded"),
     "memit, guarded values": Row("memit", JOINT, values_of="guarded"),
     "alphaedit, guarded values": Row("alphaedit", JOINT, values_of="guarded"),
+    "emmet, stopped at 0.2": Row("emmet", ("single", *JOINT), named=EARLY),
+    "memit, stopped at 0.2": Row("memit", ("single", *JOINT), named=EARLY),
     "finetune": Row("finetune"),
     "finetune-l": Row("finetune-l"),
     "lora": Row("lora"),

@@ -1,17 +1,22 @@
-"""Are the SAE scores those of the SAE? The same scores from decoders that know nothing, for edits tried before.
+"""Are the SAE scores those of *this* SAE? The same scores, for edits tried before, from decoders that know nothing and
+from an SAE trained with another seed.
 
-    python -m benchmarks.guard_controls OUT --facts FILE --to docs/data/guard_controls.parquet
+    python -m benchmarks.guard_controls solve docs/data/guard_rows.parquet --facts FILE --out OUT
+    python -m benchmarks.guard_controls score docs/data/guard_rows.parquet --facts FILE --out OUT --second FOLDER
+    python -m benchmarks.guard_controls table OUT --to docs/data/guard_controls.parquet
 
-For each stored delta of `evaluate guard`, the scores that need an SAE are measured again with (random) every decoder
-row drawn at random, of the trained row's length, and (shuffled) the trained rows with their energies dealt out anew.
-Encoder and thresholds stay: they say how often a latent fires. One row an edit; columns are `pred.<score>@<control>`.
+`solve` makes the table's natural edits again and keeps their deltas in OUT. `score` measures the scores that need an
+SAE with (random) every decoder row drawn at random, of the trained row's length; (shuffled) the trained rows with their
+energies dealt out anew; (second) the SAE in FOLDER, of the same hook and text and another seed. Encoder and thresholds
+of the first two stay: they say how often a latent fires. Resumable; columns are `pred.<score>@<control>`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,21 +26,24 @@ import torch
 
 from benchmarks.reference_bank import read_delta
 from guardedit.edits.deltas import EditDelta
-from guardedit.evaluation.guard.adversarial import adversarial
-from guardedit.evaluation.guard.outcome_prompts import Neighbours, named
+from guardedit.evaluation.guard.fitting import natural_edits
+from guardedit.evaluation.guard.frames import read_rows
+from guardedit.evaluation.guard.outcome_prompts import Neighbours
 from guardedit.evaluation.guard.predictors import SAE_SCORES
-from guardedit.evaluation.guard.rows import NAMED
+from guardedit.evaluation.guard.rows import Bench, keep
+from guardedit.evaluation.guard.strata import Chosen
 from guardedit.evaluation.readers import read_cases
+from guardedit.evaluation.rowfile import RowFile
 from guardedit.pipeline import open as open_guard
-from guardedit.pipeline.asking import complete
 from guardedit.pipeline.measuring import risk_context
+from guardedit.records import EditRequest
 from guardedit.risk.context import RiskContext
 from guardedit.risk.delta_stage import DELTA_SCORES
 from guardedit.risk.delta_view import DeltaView
 from guardedit.risk.key_stage import KEY_SCORES, key_scores
-from guardedit.risk.key_view import views_of
+from guardedit.risk.key_view import KeyView, views_of
 from guardedit.risk.scores import measure_all
-from guardedit.saes.checkpoints import Sae
+from guardedit.saes.checkpoints import Sae, load
 
 SEED = 0
 
@@ -53,54 +61,113 @@ def shuffled_energies(sae: Sae) -> Sae:
     return replace(sae, energy=sae.energy[order])
 
 
-CONTROLS = {"random": random_decoder, "shuffled": shuffled_energies}
-
-
-def rows_of(out: Path, facts: Path, editor: str) -> Iterator[dict[str, Any]]:
-    """A row for each edit that was solved."""
-    guard = open_guard(home=out / "home-controls")
+def chosen(rows: pd.DataFrame, facts: Path, editor: str) -> tuple[list[Chosen], Neighbours]:
+    """The table's natural edits by one editor as cases, and the pool that their neighbours come from."""
     case_set = read_cases(facts, "train")
-    pool = Neighbours.of(case_set.cases)
-    by_id = {case.case_id: case for case in (*case_set.cases, *(case for _, case in adversarial()))}
-    whole = risk_context(guard)
-    if whole.key_sae is None:
-        raise SystemExit("the kit has no SAE on the key space of its layer")
-    contexts = {name: replace(whole, key_sae=make(whole.key_sae)) for name, make in CONTROLS.items()}
-    for path in sorted(out.glob(f"{editor}-*.jsonl")):
-        for line in path.read_text("utf-8").splitlines()[1:]:
-            row = json.loads(line)
-            delta = out / f"{editor}-deltas" / f"{row['stratum']}-{row['case_id']}.safetensors"
-            if row["error"] is None and delta.is_file():
-                request = named(complete(guard.handle, by_id[row["case_id"]].request), pool, NAMED, SEED)
-                about = {"editor": editor, "stratum": row["stratum"], "case_id": row["case_id"]}
-                yield about | _controlled(contexts, request, read_delta(delta, editor))
+    by_id = {str(case.case_id): case for case in case_set.cases}
+    edits = natural_edits(rows, editor)
+    found = [Chosen(row.stratum, by_id[str(row.case_id)]) for row in edits.itertuples()]
+    return found, Neighbours.of(case_set.cases)
 
 
-def _controlled(contexts: dict[str, RiskContext], request: Any, delta: EditDelta) -> dict[str, float | None]:
+def solve(bench: Bench, edits: list[Chosen]) -> None:
+    """Keep the update of every edit that is not there yet."""
+    for number, one in enumerate(edits, start=1):
+        if not delta_file(bench, one).is_file():
+            keep(bench, one, bench.solve((bench.request(one.case),)))
+        told(number, edits)
+
+
+def delta_file(bench: Bench, one: Chosen) -> Path:
+    """Where `rows.keep` puts it."""
+    if bench.deltas is None:
+        raise SystemExit("this bench keeps no deltas")
+    return bench.deltas / f"{one.stratum}-{one.case.case_id}.safetensors"
+
+
+def score(bench: Bench, edits: list[Chosen], saes: Mapping[str, Sae], file: RowFile) -> None:
+    """A row for every edit that was solved."""
+    whole = risk_context(bench.workspace)
+    contexts = {name: replace(whole, key_sae=sae) for name, sae in saes.items()}
+    done = {(row["stratum"], row["case_id"]) for row in file.load()}
+    for number, one in enumerate(edits, start=1):
+        if (one.stratum, one.case.case_id) not in done and delta_file(bench, one).is_file():
+            about = {"editor": bench.editor, "stratum": one.stratum, "case_id": one.case.case_id}
+            delta = read_delta(delta_file(bench, one), bench.editor)
+            file.append(about | controlled(contexts, bench.request(one.case), delta))
+        told(number, edits)
+
+
+def controlled(
+    contexts: Mapping[str, RiskContext], request: EditRequest, delta: EditDelta
+) -> dict[str, float | None]:
+    """The SAE scores of one edit in each context; the contexts differ in their SAE alone."""
     found: dict[str, float | None] = {}
+    first: KeyView | None = None
     for name, context in contexts.items():
-        views = views_of(context, [request])
+        view = first.at(context) if first else views_of(context, [request])[0]
+        if first:
+            vars(view)["key"] = first.key  # the layer is the same
+        first = first or view
         of_delta = {one: DELTA_SCORES[one] for one in SAE_SCORES if one in DELTA_SCORES}
-        of_key = [one for one in SAE_SCORES if one in KEY_SCORES]
-        measured = measure_all(of_delta, DeltaView(context, views, delta), SEED)
-        scores = (*key_scores(views[0], of_key), *measured)
+        measured = measure_all(of_delta, DeltaView(context, (view,), delta), SEED)
+        scores = (*key_scores(view, [one for one in SAE_SCORES if one in KEY_SCORES]), *measured)
         found |= {f"pred.{s.name}@{name}": s.value for s in scores}
     return found
 
 
+def told(number: int, edits: list[Chosen]) -> None:
+    """How far it is."""
+    print(f"{number} of {len(edits)}", file=sys.stderr, flush=True)
+
+
+def table(out: Path) -> pd.DataFrame:
+    """The scored edits."""
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for path in sorted(out.glob("*-controls.jsonl")):
+            yield from (json.loads(line) for line in path.read_text("utf-8").splitlines()[1:])
+
+    return pd.DataFrame(rows())
+
+
+def run(args: argparse.Namespace) -> None:
+    """Solve or score."""
+    guard = open_guard(home=args.out / "home-controls")
+    edits, pool = chosen(read_rows(args.source), args.facts, args.editor)
+    bench = Bench(guard, args.editor, pool, SEED, deltas=args.out / f"{args.editor}-deltas")
+    if args.step == "solve":
+        solve(bench, edits)
+        return
+    trained = risk_context(guard).key_sae
+    if trained is None:
+        raise SystemExit("the kit has no SAE on the key space of its layer")
+    saes = {"random": random_decoder(trained), "shuffled": shuffled_energies(trained)}
+    if args.second:
+        saes["second"] = load(args.second, expect_hook=trained.hook_name, expect_d_in=trained.d_in)
+    header = {"model": guard.handle.digest(), "seed": SEED, "saes": {n: s.digest for n, s in saes.items()}}
+    score(bench, edits, saes, RowFile(args.out / f"{args.editor}-controls.jsonl", header))
+
+
 def main() -> None:
-    """Measure every stored edit."""
+    """Parse and run one step."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--facts", type=Path, required=True)
+    parser.add_argument("step", choices=("solve", "score", "table"))
+    parser.add_argument("source", type=Path, help="the table of edits; of `table`, OUT")
+    parser.add_argument("--facts", type=Path)
     parser.add_argument("--editor", default="rome")
-    parser.add_argument("--to", type=Path, required=True)
-    args = parser.parse_args()
-    pd.DataFrame(rows_of(args.out, args.facts, args.editor)).to_parquet(
-        args.to, compression="zstd", index=False
+    parser.add_argument("--out", type=Path)
+    parser.add_argument(
+        "--second", type=Path, help="folder of an SAE of the same hook, trained with another seed"
     )
+    parser.add_argument("--to", type=Path)
+    args = parser.parse_args()
+    if args.step == "table":
+        table(args.source).to_parquet(args.to, compression="zstd", index=False)
+    else:
+        run(args)
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ def section_sparing(rows: Sequence[dict[str, Any]]) -> str:
     lines = [f"| weight | steady | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
     for weight, steady in SETTINGS:
         some = [row for row in rows if (row["weight"], row["steady"]) == (weight, steady)]
-        cells = [_cell(some, name) for name in names]
+        cells = [cell(some, name) for name in names]
         lines.append(f"| {weight:g} | {steady:g} | {' | '.join(cells)} |")
     told = f"n {n} facts, seed {SEED}; real namesakes: the {with_real} that have any."
     beside = f"In the median, beside the same fact not spared: {'; '.join(_times(rows))}."
@@ -163,7 +163,8 @@ def _times(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         yield f"weight {weight:g}, steady {steady:g}: near {near:.1f}, far {far:.1f} times as much (at most {most:.2g})"
 
 
-def _cell(rows: Sequence[dict[str, Any]], name: str) -> str:
+def cell(rows: Sequence[dict[str, Any]], name: str) -> str:
+    """Mean of one figure with its 95 % interval over relations, and the share of lost answers where there is one."""
     known = [row for row in rows if row.get(name) is not None]
     if not known:
         return "–"
