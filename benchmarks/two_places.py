@@ -5,8 +5,9 @@
 
 A write at the subject's last token (layer 5) is read by every question about the subject; one at the prompt's last
 token (layer 18) by every prompt that ends alike. Known CounterFact `train` facts (weights were chosen on the first
-eight of the order, which are left out); judged by the prompts of `benchmarks.sparing`. The update at the prompt's end is solved with C + Σ weight · energy of keys there: openings about the subject, twelve
-other subjects of the relation (none that judges), and the prompt's own rewordings around their mean. Resumable.
+eight of the order, which are left out); judged by the prompts of `benchmarks.sparing`. The update at the prompt's end
+is solved with C + Σ weight · energy of keys there: openings about the subject, twelve other subjects of the relation
+(none that judges), and the prompt's own rewordings around their mean. Resumable.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ class Place:
     """Loss at which the value at the prompt's end is done, on top of the other write; None: nothing there."""
     spared: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Weights of openings, other subjects and rewordings in C."""
+    end: int = LAST
+    """Layer of the write at the prompt's end."""
 
 
 WEAK = {"margin": 0.0, "hold_loss": 2.0}
@@ -123,10 +126,10 @@ class Trial:
     def at_end(self, place: Place) -> WeightChange:
         """The update at the prompt's last token: to the editor the whole prompt is the subject."""
         settings = replace(
-            self.bench.workspace.kit.settings("rome"), layer=LAST, stop_loss=place.stop, n_prefixes=2
+            self.bench.workspace.kit.settings("rome"), layer=place.end, stop_loss=place.stop, n_prefixes=2
         )
         whole = self.request.model_copy(update={"prompt": "{}", "subject": self.request.filled})
-        return self._update(whole, settings, LAST, place.spared)
+        return self._update(whole, settings, place.end, place.spared)
 
     def _update(
         self, request: EditRequest, settings: Any, layer: int, spared: Sequence[float] = ()
@@ -137,13 +140,13 @@ class Trial:
         (value,) = optimise_values(handle, [request], keys, layer, settings.contexts, settings)
         k_star = keys[0].k_star
         if spared:
-            own, matrix = self._energies(settings.contexts, spared, moment.matrix)
+            own, matrix = self._energies(settings.contexts, spared, moment.matrix, layer)
             k_star, moment = own, replace(moment, matrix=matrix)
         update = solve(k_star[:, None], value.residual[:, None], moment)
         return WeightChange(handle.rewrite_parameter(layer), layer, update)
 
     def _energies(
-        self, contexts: Sequence[str], weights: Sequence[float], matrix: Tensor
+        self, contexts: Sequence[str], weights: Sequence[float], matrix: Tensor, layer: int
     ) -> tuple[Float64[Tensor, " d_in"], Float64[Tensor, "d_in d_in"]]:
         """The mean key over contexts and rewordings at the prompt's end, and C with what is spared in it."""
         mine = [
@@ -153,18 +156,18 @@ class Trial:
         around = reversed(self.bench.pool.around(self.request, 0))
         others = [self.request.prompt.replace("{}", who) for who in around]
         others = [prompt for prompt in others if prompt not in set(self.groups["near"])][:OTHERS]
-        keys = self._last_keys(mine)
+        keys = self._last_keys(mine, layer)
         parts = (
-            self._last_keys([about(opening, self.request)[0] for opening in OPENINGS]),
-            self._last_keys(others),
+            self._last_keys([about(opening, self.request)[0] for opening in OPENINGS], layer),
+            self._last_keys(others, layer),
             keys - keys.mean(0),
         )
         for weight, part in zip(weights, parts, strict=True):
             matrix = matrix + weight * (part.T @ part / len(part)).to(matrix)
         return keys.mean(0), matrix
 
-    def _last_keys(self, prompts: Sequence[str]) -> Float64[Tensor, "n d_in"]:
-        return keys_at_subject(self.bench.workspace.handle, prompts, prompts, LAST).double()
+    def _last_keys(self, prompts: Sequence[str], layer: int) -> Float64[Tensor, "n d_in"]:
+        return keys_at_subject(self.bench.workspace.handle, prompts, prompts, layer).double()
 
 
 def run(out: Path, data: Path, n_facts: int) -> None:
