@@ -1,12 +1,11 @@
 """Are the SAE scores those of *this* SAE? The same scores, for edits tried before, from decoders that know nothing and
 from an SAE trained with another seed.
 
-    python -m benchmarks.guard_controls solve docs/data/guard_rows.parquet --facts FILE --out OUT
+    python -m benchmarks.solve_again docs/data/guard_rows.parquet --facts FILE --out OUT
     python -m benchmarks.guard_controls score docs/data/guard_rows.parquet --facts FILE --out OUT --second FOLDER
     python -m benchmarks.guard_controls table OUT --to docs/data/guard_controls.parquet
 
-`solve` makes the table's natural edits again and keeps their deltas in OUT. `score` measures the scores that need an
-SAE with (random) every decoder row drawn at random, of the trained row's length; (shuffled) the trained rows with their
+For natural edits whose update is in OUT. `score` measures the scores that need an SAE with (random) every decoder row drawn at random, of the trained row's length; (shuffled) the trained rows with their
 energies dealt out anew; (second) the SAE in FOLDER, of the same hook and text and another seed. Encoder and thresholds
 of the first two stay: they say how often a latent fires. Resumable; columns are `pred.<score>@<control>`.
 """
@@ -15,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,14 +23,12 @@ import pandas as pd
 import torch
 
 from benchmarks.reference_bank import read_delta
+from benchmarks.solve_again import delta_file, edits_of, told
 from guardedit.edits.deltas import EditDelta
-from guardedit.evaluation.guard.fitting import natural_edits
 from guardedit.evaluation.guard.frames import read_rows
-from guardedit.evaluation.guard.outcome_prompts import Neighbours
 from guardedit.evaluation.guard.predictors import SAE_SCORES
-from guardedit.evaluation.guard.rows import Bench, keep
+from guardedit.evaluation.guard.rows import Bench
 from guardedit.evaluation.guard.strata import Chosen
-from guardedit.evaluation.readers import read_cases
 from guardedit.evaluation.rowfile import RowFile
 from guardedit.pipeline import open as open_guard
 from guardedit.pipeline.measuring import risk_context
@@ -59,30 +55,6 @@ def shuffled_energies(sae: Sae) -> Sae:
     """The trained directions, each with another latent's energy."""
     order = torch.randperm(sae.d_sae, generator=torch.Generator().manual_seed(SEED))
     return replace(sae, energy=sae.energy[order])
-
-
-def chosen(rows: pd.DataFrame, facts: Path, editor: str) -> tuple[list[Chosen], Neighbours]:
-    """The table's natural edits by one editor as cases, and the pool that their neighbours come from."""
-    case_set = read_cases(facts, "train")
-    by_id = {str(case.case_id): case for case in case_set.cases}
-    edits = natural_edits(rows, editor)
-    found = [Chosen(row.stratum, by_id[str(row.case_id)]) for row in edits.itertuples()]
-    return found, Neighbours.of(case_set.cases)
-
-
-def solve(bench: Bench, edits: list[Chosen]) -> None:
-    """Keep the update of every edit that is not there yet."""
-    for number, one in enumerate(edits, start=1):
-        if not delta_file(bench, one).is_file():
-            keep(bench, one, bench.solve((bench.request(one.case),)))
-        told(number, edits)
-
-
-def delta_file(bench: Bench, one: Chosen) -> Path:
-    """Where `rows.keep` puts it."""
-    if bench.deltas is None:
-        raise SystemExit("this bench keeps no deltas")
-    return bench.deltas / f"{one.stratum}-{one.case.case_id}.safetensors"
 
 
 def score(bench: Bench, edits: list[Chosen], saes: Mapping[str, Sae], file: RowFile) -> None:
@@ -116,11 +88,6 @@ def controlled(
     return found
 
 
-def told(number: int, edits: list[Chosen]) -> None:
-    """How far it is."""
-    print(f"{number} of {len(edits)}", file=sys.stderr, flush=True)
-
-
 def table(out: Path) -> pd.DataFrame:
     """The scored edits."""
 
@@ -132,13 +99,10 @@ def table(out: Path) -> pd.DataFrame:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Solve or score."""
+    """Score."""
     guard = open_guard(home=args.out / "home-controls")
-    edits, pool = chosen(read_rows(args.source), args.facts, args.editor)
+    edits, pool = edits_of(read_rows(args.source), args.facts, args.editor, natural=True)
     bench = Bench(guard, args.editor, pool, SEED, deltas=args.out / f"{args.editor}-deltas")
-    if args.step == "solve":
-        solve(bench, edits)
-        return
     trained = risk_context(guard).key_sae
     if trained is None:
         raise SystemExit("the kit has no SAE on the key space of its layer")
@@ -154,7 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("step", choices=("solve", "score", "table"))
+    parser.add_argument("step", choices=("score", "table"))
     parser.add_argument("source", type=Path, help="the table of edits; of `table`, OUT")
     parser.add_argument("--facts", type=Path)
     parser.add_argument("--editor", default="rome")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from guardedit.evaluation.guard.association import Figure, auroc_worst, spearman
+from guardedit.evaluation.guard.association import Figure, auroc_worst, figure, spearman
 from guardedit.evaluation.guard.features import (
     CLOSED_FORM,
     MEANT,
@@ -212,18 +212,35 @@ def section_policy(frame: pd.DataFrame) -> str:
 
 
 def section_controls(frame: pd.DataFrame, controls: pd.DataFrame) -> str:
-    """The same model with SAE scores that come from a decoder which knows nothing."""
+    """The same model with SAE scores from other SAEs, and how far each score is the trained one's."""
     editor = str(controls["editor"].iloc[0])
     edits = natural_edits(frame, editor).merge(controls, on=["editor", "stratum", "case_id"], how="inner")
-    names = {c.rsplit("@", 1)[1] for c in controls.columns if "@" in c}
-    kinds = {"no SAE": (), "trained": SAE, **{n: _renamed(n) for n in sorted(names)}}
+    names = sorted({c.rsplit("@", 1)[1] for c in controls.columns if "@" in c})
+    kinds = {"no SAE": (), "trained": SAE, **{n: _renamed(n) for n in names}}
     rows = []
     for scope in OUTCOMES:
         for kind, features in kinds.items():
             got = fitted(edits, scope, (*TRIVIAL, *CLOSED_FORM, *REHEARSAL, *features), SEED)
-            rows.append([scope, kind, shown(got["spearman"]), shown(got["auroc"])])
+            rows.append([scope, CONTROLS.get(kind, kind), shown(got["spearman"]), shown(got["auroc"])])
     head = ("scope", "SAE scores from", "Spearman", "AUROC, worst tenth")
-    return f"{editor}, n {len(edits)}:\n\n" + table(head, rows)
+    return f"{editor}, n {len(edits)}:\n\n{table(head, rows)}\n{_agreement(edits, names)}"
+
+
+CONTROLS = {"random": "random directions", "second": "another seed", "shuffled": "energies dealt out anew"}
+"""What the columns of `benchmarks.guard_controls` stand for."""
+
+
+def _agreement(edits: pd.DataFrame, names: Sequence[str]) -> str:
+    """Rank correlation of each score with the trained SAE's own, over the same edits."""
+    relations, rows = edits["relation"].to_numpy(), []
+    for one in SAE:
+        own = edits[f"{PRED}{one.score}"].to_numpy(float)
+        other = (edits[f"{PRED}{one.score}@{name}"].to_numpy(float) for name in names)
+        rows.append(
+            [f"`{one.score}`", *(shown(figure(spearman, own, found, relations, SEED)) for found in other)]
+        )
+    head = ("Spearman with the trained SAE's score", *(CONTROLS.get(name, name) for name in names))
+    return table(head, rows)
 
 
 def _renamed(control: str) -> tuple[Feature, ...]:
