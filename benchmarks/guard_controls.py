@@ -5,9 +5,10 @@ from an SAE trained with another seed.
     python -m benchmarks.guard_controls score docs/data/guard_rows.parquet --facts FILE --out OUT --second FOLDER
     python -m benchmarks.guard_controls table OUT --to docs/data/guard_controls.parquet
 
-For natural edits whose update is in OUT. `score` measures the scores that need an SAE with (random) every decoder row drawn at random, of the trained row's length; (shuffled) the trained rows with their
-energies dealt out anew; (second) the SAE in FOLDER, of the same hook and text and another seed. Encoder and thresholds
-of the first two stay: they say how often a latent fires. Resumable; columns are `pred.<score>@<control>`.
+For natural edits whose update is in OUT. `score` measures the scores that need an SAE with (random) every decoder row
+drawn at random, of the trained row's length; (shuffled) the trained rows with their energies dealt out anew; (second)
+the SAE in FOLDER, of the same hook and text and another seed. Encoder and thresholds of the first two stay: they say
+how often a latent fires. Resumable; columns are `pred.<score>@<control>`.
 """
 
 from __future__ import annotations
