@@ -48,7 +48,7 @@ def fitted(
     return {
         "spearman": asdict_or_none(figure(spearman, said.log_expected, log, groups, seed)),
         "auroc": asdict_or_none(figure(auroc_worst, said.log_expected, log, groups, seed)),
-        "inside_relations": _inside(said.log_expected, log, groups),
+        "inside_relations": inside(said.log_expected, log, groups),
         "brier_skill": asdict_or_none(_brier_skill(said, harmful, groups, seed)),
         "coverage": asdict_or_none(
             figure(_mean_of_first, covered.astype(float), covered.astype(float), groups, seed)
@@ -74,7 +74,7 @@ def _brier_skill(said: Unseen, harmful: np.ndarray, groups: np.ndarray, seed: in
     return figure(lambda own, base: float(1 - own.mean() / base.mean()), *losses, groups, seed)
 
 
-def _inside(predicted: np.ndarray, observed: np.ndarray, groups: np.ndarray) -> dict[str, float] | None:
+def inside(predicted: np.ndarray, observed: np.ndarray, groups: np.ndarray) -> dict[str, float] | None:
     """Rank correlation within a relation, averaged over relations of eight edits or more, weighted by their edits."""
     found = []
     for name in np.unique(groups):
