@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -112,3 +113,8 @@ def delta_view(ctx: RiskContext, update: LowRank | Dense, near: Tensor | None = 
     """A delta seen with planted neighbours."""
     view = key_view(ctx, unit(0), near if near is not None else unit(1)[None])
     return DeltaView(ctx, (view,), delta_of(ctx.handle, update))
+
+
+def close(value: float, rel: float = 1e-6) -> object:
+    """Equal but for rounding."""
+    return pytest.approx(value, rel=rel, abs=1e-9)
