@@ -28,6 +28,7 @@ from benchmarks.guard_together import section_together
 from benchmarks.monitor_findings import section_monitor
 from benchmarks.namesakes import section_namesakes
 from benchmarks.near_rehearsal import section_rehearsal
+from benchmarks.outcome_noise import section_noise
 from benchmarks.ripples import section_ripples
 from guardedit.drift.null import load_bank
 from guardedit.evaluation.guard.command import gathered
@@ -87,6 +88,7 @@ def write(
     near: pd.DataFrame,
     namesakes: pd.DataFrame,
     ripples: pd.DataFrame,
+    noise: pd.DataFrame,
 ) -> None:
     """Put every section between its markers."""
     text = page.read_text("utf-8")
@@ -103,6 +105,7 @@ def write(
         "drifted": lambda rows: section_drifted(monitor, rows),
         "adversarial": section_adversarial,
         "ripples": lambda rows: section_ripples(ripples),
+        "noise": lambda rows: section_noise(rows, noise, near),
     }
     for name, section in sections.items():
         text = fill(text, name, section(frame))
@@ -125,12 +128,14 @@ def main() -> None:
         step.add_argument("--near", type=Path, default=Path("docs/data/near_rehearsal.parquet"))
         step.add_argument("--namesakes", type=Path, default=Path("docs/data/namesakes.parquet"))
         step.add_argument("--ripples", type=Path, default=Path("docs/data/ripples.parquet"))
+        step.add_argument("--noise", type=Path, default=Path("docs/data/outcome_noise.parquet"))
     args: Any = parser.parse_args()
     if args.step == "table":
         found = gathered(args.source)
         write_rows(joined(read_rows(args.to), found) if args.to.is_file() else found, args.to)
     else:
-        kept = (pd.read_parquet(path) for path in (args.monitor, args.near, args.namesakes, args.ripples))
+        paths = (args.monitor, args.near, args.namesakes, args.ripples, args.noise)
+        kept = (pd.read_parquet(path) for path in paths)
         write(read_rows(args.source), args.to, read_rows(args.controls), *kept)
 
 
