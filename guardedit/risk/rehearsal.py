@@ -79,7 +79,7 @@ class RehearsalView:
         for index in self.sampled:
             request = self.requests[index]
             answers = first_tokens(handle, request)
-            by_request[index] = _without_own_relation(by_request[index], request, answers, self.sizes.subject)
+            by_request[index] = without_own_relation(by_request[index], request, answers, self.sizes.subject)
         return tuple(tuple(own) for own in by_request)
 
     def of(self, scope: Scope) -> tuple[Compared, ...]:
@@ -118,7 +118,7 @@ def _tagged(probes: Probes) -> Iterator[tuple[Scope, str]]:
         yield from ((scope, text) for text in texts)
 
 
-def _without_own_relation(
+def without_own_relation(
     found: Sequence[Compared], request: EditRequest, answers: frozenset[int], size: int
 ) -> list[Compared]:
     """Drop generated same-subject prompts that the unedited model answers with old or new target, then the spare."""

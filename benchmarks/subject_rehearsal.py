@@ -1,0 +1,122 @@
+"""How many sentences about the subject have to be rehearsed? Each one's own movement, for natural ROME edits.
+
+    python -m benchmarks.subject_rehearsal run OUT --rows docs/data/guard_rows.parquet --facts FILE
+    python -m benchmarks.subject_rehearsal keep OUT --to docs/data/subject_rehearsal.parquet
+    python -m benchmarks.subject_rehearsal table docs/data/subject_rehearsal.parquet
+
+Of edits whose update is in OUT (`benchmarks.solve_again`), KL(before ‖ rehearsed) of the first 64 prompts that the
+guard would rehearse about the subject (a plan takes 16 of them, the monitor 96). Resumable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.reference_bank import read_delta
+from benchmarks.solve_again import delta_file, edits_of, told
+from guardedit.edits.deltas import EditDelta
+from guardedit.evaluation.guard.association import auroc_worst, figure, spearman
+from guardedit.evaluation.guard.findings import avoided, inside
+from guardedit.evaluation.guard.fitting import log_damage, natural_edits
+from guardedit.evaluation.guard.frames import PRED, read_rows
+from guardedit.evaluation.guard.rows import Bench
+from guardedit.evaluation.rowfile import RowFile
+from guardedit.models.handle import ModelHandle
+from guardedit.pipeline import open as open_guard
+from guardedit.records import EditRequest
+from guardedit.risk.compare import compare
+from guardedit.risk.neighbours import NearProbes, ProbeSizes, first_tokens, unfiltered_probes
+from guardedit.risk.rehearsal import without_own_relation
+
+SEED, MOST, FIFTH = 0, 64, 0.2
+COUNTS = (8, 16, 32, 48, 64)
+KEYS = ["editor", "stratum", "case_id"]
+
+
+def moved(handle: ModelHandle, request: EditRequest, delta: EditDelta, most: int = MOST) -> list[float]:
+    """KL of each prompt about the subject, in the order in which a plan takes them."""
+    nobody = NearProbes((), "none")
+    texts = unfiltered_probes(handle, request, ProbeSizes(subject=most), SEED, nobody).subject
+    found = compare(handle, delta, texts, ["subject"] * len(texts))
+    kept = without_own_relation(found, request, first_tokens(handle, request), most)
+    return [one.kl_nats for one in kept]
+
+
+def run(out: Path, rows: Path, facts: Path) -> None:
+    """A row for every natural edit whose update is there."""
+    edits, pool = edits_of(read_rows(rows), facts, "rome", natural=True)
+    bench = Bench(open_guard(home=out / "home-subject"), "rome", pool, SEED, deltas=out / "rome-deltas")
+    handle = bench.workspace.handle
+    file = RowFile(out / "subject.jsonl", {"model": handle.digest(), "most": MOST})
+    done = {(row["stratum"], row["case_id"]) for row in file.load()}
+    for number, one in enumerate(edits, start=1):
+        path = delta_file(bench, one)
+        if (one.stratum, one.case.case_id) not in done and path.is_file():
+            kls = moved(handle, bench.request(one.case), read_delta(path, "rome"))
+            about = {"editor": "rome", "stratum": one.stratum, "case_id": one.case.case_id}
+            file.append(about | {"subject": kls})
+        told(number, edits)
+
+
+def section_subject(frame: pd.DataFrame, kept: pd.DataFrame) -> str:
+    """By the number of prompts: how well their mean KL orders the damage to the subject."""
+    edits = natural_edits(frame, "rome").merge(kept, on=KEYS, how="inner")
+    damage, groups = np.exp(log_damage(edits, "subject")), edits["relation"].to_numpy()
+    head = "| prompts | Spearman | AUROC, worst tenth | inside a relation | stopping a fifth avoids |"
+    lines = [head, "|" + "---|" * 5]
+    shipped = edits[f"{PRED}rehearsed_subject_kl"].to_numpy(float)
+    lines.append(_line("16, as the table has it", shipped, damage, groups))
+    for count in COUNTS:
+        mean = np.array([float(np.mean(one[:count])) for one in edits["subject"]])
+        lines.append(_line(str(count), mean, damage, groups))
+    return "\n".join([*lines, "", f"n {len(edits)}", ""])
+
+
+def _line(name: str, mean: np.ndarray, damage: np.ndarray, groups: np.ndarray) -> str:
+    cells = []
+    for statistic in (spearman, auroc_worst):
+        found = figure(statistic, mean, damage, groups, SEED)
+        cells.append(f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})" if found else "–")
+    inner = inside(mean, damage, groups)
+    share = avoided(mean, damage)[round(FIFTH * len(damage))]
+    return (
+        f"| {name} | {' | '.join(cells)} | {inner['value']:.2f} | {share:.2f} |"
+        if inner
+        else f"| {name} | – |"
+    )
+
+
+def lines_of(path: Path) -> Sequence[dict[str, Any]]:
+    """The rows of a file, without its header."""
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()[1:]]
+
+
+def main() -> None:
+    """Parse and run one step."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("step", choices=("run", "keep", "table"))
+    parser.add_argument("source", type=Path)
+    parser.add_argument("--rows", type=Path, default=Path("docs/data/guard_rows.parquet"))
+    parser.add_argument("--facts", type=Path)
+    parser.add_argument("--to", type=Path)
+    args = parser.parse_args()
+    if args.step == "run":
+        run(args.source, args.rows, args.facts)
+    elif args.step == "keep":
+        found = pd.DataFrame(lines_of(args.source / "subject.jsonl"))
+        found.to_parquet(args.to, compression="zstd", index=False)
+    else:
+        print(section_subject(read_rows(args.rows), pd.read_parquet(args.source)))
+
+
+if __name__ == "__main__":
+    main()
