@@ -30,6 +30,7 @@ from benchmarks.namesakes import section_namesakes
 from benchmarks.near_rehearsal import section_rehearsal
 from benchmarks.outcome_noise import section_noise
 from benchmarks.ripples import section_ripples
+from benchmarks.subject_rehearsal import section_subject
 from guardedit.drift.null import load_bank
 from guardedit.evaluation.guard.command import gathered
 from guardedit.evaluation.guard.features import MEANT
@@ -89,6 +90,7 @@ def write(
     namesakes: pd.DataFrame,
     ripples: pd.DataFrame,
     noise: pd.DataFrame,
+    sentences: pd.DataFrame,
 ) -> None:
     """Put every section between its markers."""
     text = page.read_text("utf-8")
@@ -106,6 +108,7 @@ def write(
         "adversarial": section_adversarial,
         "ripples": lambda rows: section_ripples(ripples),
         "noise": lambda rows: section_noise(rows, noise, near),
+        "sentences": lambda rows: section_subject(rows, sentences),
     }
     for name, section in sections.items():
         text = fill(text, name, section(frame))
@@ -129,12 +132,13 @@ def main() -> None:
         step.add_argument("--namesakes", type=Path, default=Path("docs/data/namesakes.parquet"))
         step.add_argument("--ripples", type=Path, default=Path("docs/data/ripples.parquet"))
         step.add_argument("--noise", type=Path, default=Path("docs/data/outcome_noise.parquet"))
+        step.add_argument("--sentences", type=Path, default=Path("docs/data/subject_rehearsal.parquet"))
     args: Any = parser.parse_args()
     if args.step == "table":
         found = gathered(args.source)
         write_rows(joined(read_rows(args.to), found) if args.to.is_file() else found, args.to)
     else:
-        paths = (args.monitor, args.near, args.namesakes, args.ripples, args.noise)
+        paths = (args.monitor, args.near, args.namesakes, args.ripples, args.noise, args.sentences)
         kept = (pd.read_parquet(path) for path in paths)
         write(read_rows(args.source), args.to, read_rows(args.controls), *kept)
 

@@ -67,14 +67,15 @@ def run(out: Path, rows: Path, facts: Path) -> None:
 
 def section_subject(frame: pd.DataFrame, kept: pd.DataFrame) -> str:
     """By the number of prompts: how well their mean KL orders the damage to the subject."""
-    edits = natural_edits(frame, "rome").merge(kept, on=KEYS, how="inner")
+    measured = kept.rename(columns={"subject": "moved"})  # the table's own column is the subject's name
+    edits = natural_edits(frame, "rome").merge(measured, on=KEYS, how="inner")
     damage, groups = np.exp(log_damage(edits, "subject")), edits["relation"].to_numpy()
     head = "| prompts | Spearman | AUROC, worst tenth | inside a relation | stopping a fifth avoids |"
     lines = [head, "|" + "---|" * 5]
     shipped = edits[f"{PRED}rehearsed_subject_kl"].to_numpy(float)
     lines.append(_line("16, as the table has it", shipped, damage, groups))
     for count in COUNTS:
-        mean = np.array([float(np.mean(one[:count])) for one in edits["subject"]])
+        mean = np.array([float(np.mean(one[:count])) for one in edits["moved"]])
         lines.append(_line(str(count), mean, damage, groups))
     return "\n".join([*lines, "", f"n {len(edits)}", ""])
 
