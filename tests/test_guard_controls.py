@@ -11,15 +11,8 @@ import torch
 from guard_helpers import CASES
 from pipeline_helpers import Home, home, world
 
-from benchmarks.guard_controls import (
-    controlled,
-    delta_file,
-    random_decoder,
-    score,
-    shuffled_energies,
-    solve,
-    table,
-)
+from benchmarks.guard_controls import controlled, random_decoder, score, shuffled_energies, table
+from benchmarks.solve_again import delta_file, solve
 from guardedit.evaluation.guard.outcome_prompts import Neighbours
 from guardedit.evaluation.guard.predictors import SAE_SCORES
 from guardedit.evaluation.guard.rows import Bench
