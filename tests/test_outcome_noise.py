@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from guard_helpers import made_rows
 
-from benchmarks.outcome_noise import KEYS, SAID_AGAIN, second_text, section_noise
+from benchmarks.outcome_noise import KEYS, SAID_AGAIN, second_text, seconds, section_noise
+from guardedit.evaluation.guard.association import spearman
 from guardedit.evaluation.guard.far_sample import TOKENS, FarSample
 from guardedit.evaluation.guard.outcome_prompts import SAID
 from guardedit.models.control import DOMAINS, control_texts
@@ -56,8 +57,10 @@ def test_what_repeats_itself_foretells_itself(frame: pd.DataFrame) -> None:
 
 
 def test_what_does_not_repeat_itself_foretells_less(frame: pd.DataFrame) -> None:
+    damage = frame["out.far/kl_nats"].to_numpy(float)
+
     def far(noise: float) -> float:
-        line = section_noise(frame, *measured_again(frame, noise)).splitlines()[2]
-        return float(line.split("|")[4].split("(")[0])
+        (again,) = seconds("far", frame, *measured_again(frame, noise))
+        return spearman(again, damage)
 
     assert far(0.0) > far(1.0) > far(4.0)
