@@ -7,24 +7,22 @@ from an SAE trained with another seed.
 
 For natural edits whose update is in OUT. `score` measures the scores that need an SAE with (random) every decoder row
 drawn at random, of the trained row's length; (shuffled) the trained rows with their energies dealt out anew; (second)
-the SAE in FOLDER, of the same hook and text and another seed. Encoder and thresholds of the first two stay: they say
+the SAE in FOLDER, of the same hook and sources and another seed. Encoder and thresholds of the first two stay: they say
 how often a latent fires. Resumable; columns are `pred.<score>@<control>`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 
-from benchmarks.reference_bank import read_delta
-from benchmarks.solve_again import delta_file, edits_of, told
+from benchmarks.solve_again import edits_of, lines_of, measure_solved
 from guardedit.edits.deltas import EditDelta
 from guardedit.evaluation.guard.frames import read_rows
 from guardedit.evaluation.guard.predictors import SAE_SCORES
@@ -62,13 +60,7 @@ def score(bench: Bench, edits: list[Chosen], saes: Mapping[str, Sae], file: RowF
     """A row for every edit that was solved."""
     whole = risk_context(bench.workspace)
     contexts = {name: replace(whole, key_sae=sae) for name, sae in saes.items()}
-    done = {(row["stratum"], row["case_id"]) for row in file.load()}
-    for number, one in enumerate(edits, start=1):
-        if (one.stratum, one.case.case_id) not in done and delta_file(bench, one).is_file():
-            about = {"editor": bench.editor, "stratum": one.stratum, "case_id": one.case.case_id}
-            delta = read_delta(delta_file(bench, one), bench.editor)
-            file.append(about | controlled(contexts, bench.request(one.case), delta))
-        told(number, edits)
+    measure_solved(bench, edits, file, partial(controlled, contexts))
 
 
 def controlled(
@@ -91,12 +83,7 @@ def controlled(
 
 def table(out: Path) -> pd.DataFrame:
     """The scored edits."""
-
-    def rows() -> Iterator[dict[str, Any]]:
-        for path in sorted(out.glob("*-controls.jsonl")):
-            yield from (json.loads(line) for line in path.read_text("utf-8").splitlines()[1:])
-
-    return pd.DataFrame(rows())
+    return pd.DataFrame([row for path in sorted(out.glob("*-controls.jsonl")) for row in lines_of(path)])
 
 
 def run(args: argparse.Namespace) -> None:

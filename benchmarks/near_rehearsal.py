@@ -99,7 +99,7 @@ def section_rehearsal(table: pd.DataFrame, rows: pd.DataFrame) -> str:
     outcome, groups = _means(table["outcome"]), table["relation"].to_numpy().astype(str)
     lines = ["| mean KL over | n | Spearman with the outcome | AUROC, worst tenth |", "|---|---|---|---|"]
     for name, draws in _predictors(table, rng):
-        n, *cells = len(table), *(_figures(one, draws, outcome, groups) for one in (spearman, auroc_worst))
+        n, *cells = len(table), *(mean_figure(one, draws, outcome, groups) for one in (spearman, auroc_worst))
         lines.append(f"| {name} | {n} | {' | '.join(cells)} |")
     agree = float(np.mean([_halves(table["outcome"], rng) for _ in range(REPEATS)]))
     return "\n".join(lines) + (
@@ -116,7 +116,7 @@ def _apart(table: pd.DataFrame, rows: pd.DataFrame) -> float:
     return max(float(np.abs(_means(own) / known[name].to_numpy() - 1).max()) for own, name in pairs)
 
 
-def _figures(
+def mean_figure(
     statistic: Statistic, draws: Sequence[np.ndarray], outcome: np.ndarray, groups: np.ndarray
 ) -> str:
     """The statistic with its interval, each the mean over the draws."""

@@ -6,14 +6,14 @@
     python -m benchmarks.outcome_noise table docs/data/outcome_noise.parquet
 
 For natural ROME edits whose update is in OUT (`benchmarks.solve_again`): far on other rows of the same six kinds of
-text, the subject in twelve other sentences. Near is measured a second time by `benchmarks.near_rehearsal`. No score of
-an edit can be expected to say more of a measurement than a second measurement of the same thing does. Resumable.
+text, the subject in twelve other sentences. Near is measured a second time by `benchmarks.near_rehearsal`. What the two
+measurements have in common is the edit's, the rest the sample's: a score that knew the true damage would agree with
+either by about the root of what they agree by. Resumable.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.near_rehearsal import REPEATS
-from benchmarks.reference_bank import read_delta
-from benchmarks.solve_again import delta_file, edits_of, told
-from guardedit.evaluation.guard.association import Statistic, auroc_worst, figure, spearman
+from benchmarks.near_rehearsal import REPEATS, mean_figure
+from benchmarks.solve_again import edits_of, lines_of, measure_solved
+from guardedit.edits.deltas import EditDelta
+from guardedit.evaluation.guard.association import auroc_worst, spearman
 from guardedit.evaluation.guard.far_sample import TOKENS, FarSample
 from guardedit.evaluation.guard.features import MEANT
 from guardedit.evaluation.guard.findings import avoided, inside
@@ -36,12 +36,13 @@ from guardedit.models.control import DOMAINS, control_texts
 from guardedit.models.corpus import read_texts
 from guardedit.models.handle import ModelHandle
 from guardedit.pipeline import open as open_guard
-from guardedit.records import Scope
+from guardedit.records import EditRequest, Scope
 from guardedit.risk.compare import compare
 from guardedit.risk.stems import article_of
 
 SEED, FIFTH, PASSED = 0, 0.2, 40
 """Of text from files, so many pieces are passed over: the outcome was measured on the first."""
+FORETOLD = ("Spearman", "AUROC, worst tenth", "inside a relation", "stopping a fifth avoids")
 KEYS = ["editor", "stratum", "case_id"]
 SAID_AGAIN = (
     "My neighbour is writing a book about {} and told me that",
@@ -77,17 +78,14 @@ def run(out: Path, rows: Path, facts: Path, files: dict[str, Path]) -> None:
     handle = bench.workspace.handle
     far = FarSample.only(handle, min(bench.layers), SEED, second_text(handle, files))
     file = RowFile(out / "noise.jsonl", {"model": handle.digest(), "far": far.digest})
-    done = {(row["stratum"], row["case_id"]) for row in file.load()}
-    for number, one in enumerate(edits, start=1):
-        path = delta_file(bench, one)
-        if (one.stratum, one.case.case_id) not in done and path.is_file():
-            delta, request = read_delta(path, "rome"), bench.request(one.case)
-            who = article_of(request) + request.subject
-            said = [stem.replace("{}", who) for stem in SAID_AGAIN]
-            kls = [found.kl_nats for found in compare(handle, delta, said, ["subject"] * len(said))]
-            about = {"editor": "rome", "stratum": one.stratum, "case_id": one.case.case_id}
-            file.append(about | {"subject": kls, "far": far.moves(delta)["kl_nats"]})
-        told(number, edits)
+
+    def again(request: EditRequest, delta: EditDelta) -> dict[str, Any]:
+        who = article_of(request) + request.subject
+        said = [stem.replace("{}", who) for stem in SAID_AGAIN]
+        found = compare(handle, delta, said, ["subject"] * len(said))
+        return {"subject": [one.kl_nats for one in found], "far": far.moves(delta)["kl_nats"]}
+
+    measure_solved(bench, edits, file, again)
 
 
 def seconds(scope: Scope, edits: pd.DataFrame, kept: pd.DataFrame, near: pd.DataFrame) -> list[np.ndarray]:
@@ -111,40 +109,26 @@ def seconds(scope: Scope, edits: pd.DataFrame, kept: pd.DataFrame, near: pd.Data
 def section_noise(frame: pd.DataFrame, kept: pd.DataFrame, near: pd.DataFrame) -> str:
     """By scope: how well a second measurement foretells the outcome, and how well the guard does on the same edits."""
     edits = natural_edits(frame, "rome")
-    head = (
-        "scope", "n", "foretold by", "Spearman", "AUROC, worst tenth", "inside a relation", "stopping a fifth avoids",
-    )  # fmt: skip
+    groups, head = edits["relation"].to_numpy(), ("scope", "n", "foretold by", *FORETOLD)
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for scope in OUTCOMES:
-        again = seconds(scope, edits, kept, near)
+        damage, again = np.exp(log_damage(edits, scope)), seconds(scope, edits, kept, near)
         there = np.isfinite(again[0])
         guard = np.exp(cross_validated(edits, scope, MEANT[scope], SEED).log_expected)
         for name, draws in (("a second measurement", again), ("the guard, before the write", [guard])):
-            cells = _cells(edits[there], scope, [one[there] for one in draws])
-            lines.append(f"| {scope} | {int(there.sum())} | {name} | {' | '.join(cells)} |")
+            found = cells([one[there] for one in draws], damage[there], groups[there])
+            lines.append(f"| {scope} | {int(there.sum())} | {name} | {' | '.join(found)} |")
     return "\n".join(lines) + "\n"
 
 
-def _cells(edits: pd.DataFrame, scope: Scope, draws: Sequence[np.ndarray]) -> list[str]:
-    damage, groups = np.exp(log_damage(edits, scope)), edits["relation"].to_numpy()
+def cells(draws: Sequence[np.ndarray], damage: np.ndarray, groups: np.ndarray) -> list[str]:
+    """How well something foretells the damage, the mean over its draws: Spearman and AUROC with their intervals,
+    Spearman inside a relation, and the share avoided by stopping the riskiest fifth."""
     inner = [found for one in draws if (found := inside(one, damage, groups)) is not None]
     share = [avoided(one, damage)[round(FIFTH * len(damage))] for one in draws]
     within = f"{np.mean([one['value'] for one in inner]):.2f}" if inner else "–"
-    return [
-        *(_mean_figure(one, draws, damage, groups) for one in (spearman, auroc_worst)),
-        within,
-        f"{np.mean(share):.2f}",
-    ]
-
-
-def _mean_figure(
-    statistic: Statistic, draws: Sequence[np.ndarray], damage: np.ndarray, groups: np.ndarray
-) -> str:
-    found = [one for own in draws if (one := figure(statistic, own, damage, groups, SEED)) is not None]
-    value, low, high = (
-        float(np.mean([getattr(one, name) for one in found])) for name in ("value", "low", "high")
-    )
-    return f"{value:.2f} ({low:.2f} to {high:.2f})"
+    overall = (mean_figure(one, draws, damage, groups) for one in (spearman, auroc_worst))
+    return [*overall, within, f"{np.mean(share):.2f}"]
 
 
 def main() -> None:
@@ -164,10 +148,8 @@ def main() -> None:
         files = {name: Path(path) for name, path in (one.split("=", 1) for one in args.far)}
         run(args.source, args.rows, args.facts, files)
     elif args.step == "keep":
-        lines: list[Any] = (args.source / "noise.jsonl").read_text("utf-8").splitlines()[1:]
-        pd.DataFrame([json.loads(line) for line in lines]).to_parquet(
-            args.to, compression="zstd", index=False
-        )
+        found = pd.DataFrame(lines_of(args.source / "noise.jsonl"))
+        found.to_parquet(args.to, compression="zstd", index=False)
     else:
         print(section_noise(read_rows(args.rows), pd.read_parquet(args.source), pd.read_parquet(args.near)))
 

@@ -8,12 +8,16 @@ Resumable; an update lies in OUT/<editor>-deltas, where `evaluate guard` puts it
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from benchmarks.reference_bank import read_delta
+from guardedit.edits.deltas import EditDelta
 from guardedit.evaluation.guard.adversarial import adversarial
 from guardedit.evaluation.guard.fitting import natural_edits
 from guardedit.evaluation.guard.frames import measured, read_rows
@@ -21,7 +25,9 @@ from guardedit.evaluation.guard.outcome_prompts import Neighbours
 from guardedit.evaluation.guard.rows import Bench, keep
 from guardedit.evaluation.guard.strata import Chosen, kinds
 from guardedit.evaluation.readers import read_cases
+from guardedit.evaluation.rowfile import RowFile
 from guardedit.pipeline import open as open_guard
+from guardedit.records import EditRequest
 
 SEED = 0
 
@@ -54,6 +60,27 @@ def delta_file(bench: Bench, one: Chosen) -> Path:
     if bench.deltas is None:
         raise SystemExit("this bench keeps no deltas")
     return bench.deltas / f"{one.stratum}-{one.case.case_id}.safetensors"
+
+
+def measure_solved(
+    bench: Bench,
+    edits: Sequence[Chosen],
+    file: RowFile,
+    measured_of: Callable[[EditRequest, EditDelta], dict[str, Any]],
+) -> None:
+    """A row for every edit whose update is there, those that the file has not again."""
+    done = {(row["stratum"], row["case_id"]) for row in file.load()}
+    for number, one in enumerate(edits, start=1):
+        path = delta_file(bench, one)
+        if (one.stratum, one.case.case_id) not in done and path.is_file():
+            about = {"editor": bench.editor, "stratum": one.stratum, "case_id": one.case.case_id}
+            file.append(about | measured_of(bench.request(one.case), read_delta(path, bench.editor)))
+        told(number, edits)
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """The rows of a row file, without its header."""
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()[1:]]
 
 
 def told(number: int, edits: Sequence[Chosen]) -> None:

@@ -11,7 +11,6 @@ other questions about the subject, the fact said before six neighbours, and far 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.solve_again import lines_of
 from guardedit.editors.located import find_wanted, solve_wanted
 from guardedit.edits.deltas import EditDelta, rehearsed
 from guardedit.edits.inputs import SolveInputs
@@ -196,8 +196,7 @@ def main() -> None:
     if args.step == "run":
         run(args.source, args.data, args.editor, args.facts)
     else:
-        lines = args.source.read_text("utf-8").splitlines()[1:]
-        print(section_sparing([json.loads(line) for line in lines]))
+        print(section_sparing(lines_of(args.source)))
 
 
 if __name__ == "__main__":

@@ -11,19 +11,16 @@ guard would rehearse about the subject (a plan takes 16 of them, the monitor 96)
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from benchmarks.reference_bank import read_delta
-from benchmarks.solve_again import delta_file, edits_of, told
+from benchmarks.guard_sections import table
+from benchmarks.outcome_noise import FORETOLD, KEYS, cells
+from benchmarks.solve_again import edits_of, lines_of, measure_solved
 from guardedit.edits.deltas import EditDelta
-from guardedit.evaluation.guard.association import auroc_worst, figure, spearman
-from guardedit.evaluation.guard.findings import avoided, inside
 from guardedit.evaluation.guard.fitting import log_damage, natural_edits
 from guardedit.evaluation.guard.frames import PRED, read_rows
 from guardedit.evaluation.guard.rows import Bench
@@ -35,9 +32,8 @@ from guardedit.risk.compare import compare
 from guardedit.risk.neighbours import NearProbes, ProbeSizes, first_tokens, unfiltered_probes
 from guardedit.risk.rehearsal import without_own_relation
 
-SEED, MOST, FIFTH = 0, 64, 0.2
+SEED, MOST = 0, 64
 COUNTS = (8, 16, 32, 48, 64)
-KEYS = ["editor", "stratum", "case_id"]
 
 
 def moved(handle: ModelHandle, request: EditRequest, delta: EditDelta, most: int = MOST) -> list[float]:
@@ -55,14 +51,11 @@ def run(out: Path, rows: Path, facts: Path) -> None:
     bench = Bench(open_guard(home=out / "home-subject"), "rome", pool, SEED, deltas=out / "rome-deltas")
     handle = bench.workspace.handle
     file = RowFile(out / "subject.jsonl", {"model": handle.digest(), "most": MOST})
-    done = {(row["stratum"], row["case_id"]) for row in file.load()}
-    for number, one in enumerate(edits, start=1):
-        path = delta_file(bench, one)
-        if (one.stratum, one.case.case_id) not in done and path.is_file():
-            kls = moved(handle, bench.request(one.case), read_delta(path, "rome"))
-            about = {"editor": "rome", "stratum": one.stratum, "case_id": one.case.case_id}
-            file.append(about | {"subject": kls})
-        told(number, edits)
+
+    def sentences(request: EditRequest, delta: EditDelta) -> dict[str, Any]:
+        return {"subject": moved(handle, request, delta)}
+
+    measure_solved(bench, edits, file, sentences)
 
 
 def section_subject(frame: pd.DataFrame, kept: pd.DataFrame) -> str:
@@ -70,33 +63,11 @@ def section_subject(frame: pd.DataFrame, kept: pd.DataFrame) -> str:
     measured = kept.rename(columns={"subject": "moved"})  # the table's own column is the subject's name
     edits = natural_edits(frame, "rome").merge(measured, on=KEYS, how="inner")
     damage, groups = np.exp(log_damage(edits, "subject")), edits["relation"].to_numpy()
-    head = "| prompts | Spearman | AUROC, worst tenth | inside a relation | stopping a fifth avoids |"
-    lines = [head, "|" + "---|" * 5]
-    shipped = edits[f"{PRED}rehearsed_subject_kl"].to_numpy(float)
-    lines.append(_line("16, as the table has it", shipped, damage, groups))
+    means = {"16, as the table has it": edits[f"{PRED}rehearsed_subject_kl"].to_numpy(float)}
     for count in COUNTS:
-        mean = np.array([float(np.mean(one[:count])) for one in edits["moved"]])
-        lines.append(_line(str(count), mean, damage, groups))
-    return "\n".join([*lines, "", f"n {len(edits)}", ""])
-
-
-def _line(name: str, mean: np.ndarray, damage: np.ndarray, groups: np.ndarray) -> str:
-    cells = []
-    for statistic in (spearman, auroc_worst):
-        found = figure(statistic, mean, damage, groups, SEED)
-        cells.append(f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})" if found else "–")
-    inner = inside(mean, damage, groups)
-    share = avoided(mean, damage)[round(FIFTH * len(damage))]
-    return (
-        f"| {name} | {' | '.join(cells)} | {inner['value']:.2f} | {share:.2f} |"
-        if inner
-        else f"| {name} | – |"
-    )
-
-
-def lines_of(path: Path) -> Sequence[dict[str, Any]]:
-    """The rows of a file, without its header."""
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()[1:]]
+        means[str(count)] = np.array([float(np.mean(one[:count])) for one in edits["moved"]])
+    body = [[name, *cells([mean], damage, groups)] for name, mean in means.items()]
+    return f"{table(('prompts', *FORETOLD), body)}\nn {len(edits)}\n"
 
 
 def main() -> None:

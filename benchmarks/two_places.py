@@ -13,10 +13,9 @@ is solved with C + Σ weight · energy of keys there: openings about the subject
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -27,6 +26,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from benchmarks.solve_again import lines_of
 from benchmarks.sparing import cell, held, moved, prompts_of
 from guardedit.edits.deltas import EditDelta, WeightChange, rehearsed
 from guardedit.edits.keys import keys_at_subject, keys_of
@@ -207,11 +207,6 @@ def section(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join([*lines, "", f"n {len({row['case_id'] for row in rows})} facts, seed {SEED}.", ""])
 
 
-def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file, without its header."""
-    yield from (json.loads(line) for line in path.read_text("utf-8").splitlines()[1:])
-
-
 def main() -> None:
     """Parse and run one step."""
     parser = argparse.ArgumentParser(
@@ -225,7 +220,7 @@ def main() -> None:
     if args.step == "run":
         run(args.source, args.data, args.facts)
     else:
-        print(section(list(read(args.source))))
+        print(section(lines_of(args.source)))
 
 
 if __name__ == "__main__":

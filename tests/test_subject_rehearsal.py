@@ -8,7 +8,8 @@ from evaluation_helpers import nudge
 from guard_helpers import made_rows
 from pipeline_helpers import request_of
 
-from benchmarks.subject_rehearsal import COUNTS, KEYS, MOST, moved, section_subject
+from benchmarks.outcome_noise import KEYS
+from benchmarks.subject_rehearsal import COUNTS, MOST, moved, section_subject
 from guardedit.models.handle import ModelHandle
 
 
