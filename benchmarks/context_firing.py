@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.context_figures import firing_table
 from benchmarks.context_gates import SEED, Trained, shipped, trained
 from benchmarks.context_prompts import KINDS, SETS, asked
-from benchmarks.context_table import cases_of, firing_table, read
+from benchmarks.context_table import cases_of, read
 from guardedit.editors.contextual import ContextualHparams, gate_hook
 from guardedit.edits.context_texts import openings_of
 from guardedit.edits.keys import keys_of

@@ -1,10 +1,10 @@
-"""ROME's first risk model on edits that it was not fitted on: what it says of them beside what was measured.
+"""A risk model of ROME's first edits on the later ones: what it says of them beside what was measured.
 
     python -m benchmarks.guard_fresh docs/data/guard_rows.parquet
 
-Fitted were the natural ROME edits of docs/data/near_rehearsal.parquet; every later row of guard_rows.parquet is fresh.
-No setting of the model, of the policies or of the scores was changed between. The model that ships was fitted on all of
-them later; the first one is kept in docs/data/risk_model_first.json.
+Fitted are the natural ROME edits of docs/data/near_rehearsal.parquet, which the levels of the policies were chosen on;
+every later row of guard_rows.parquet is fresh. Recipe and levels were fixed before the later rows were made; how many
+sentences about the subject are rehearsed was settled later, on all of them. The model that ships is fitted on all.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pandas as pd
 
 from benchmarks.guard_sections import SEED, shown, table
 from guardedit.evaluation.guard.association import auroc_worst, figure, spearman
+from guardedit.evaluation.guard.calibrating import calibrated
 from guardedit.evaluation.guard.findings import avoided
 from guardedit.evaluation.guard.fitting import OUTCOMES, groups_of, natural_edits
 from guardedit.evaluation.guard.frames import OUT, PRED, read_rows
@@ -28,8 +29,7 @@ from guardedit.pipeline.kit import kit_folder
 from guardedit.pipeline.levels import LEVELS, policy_file
 from guardedit.risk.calibration import Expectation, RiskModel
 
-KIT, EDITOR = "smollm2-135m", "rome"
-FIRST = Path(__file__).parent.parent / "docs" / "data" / "risk_model_first.json"
+KIT, EDITOR, LAYERS = "smollm2-135m", "rome", (5,)
 STOPPED = 0.2
 HEAD = (
     "scope", "n", "no opinion", "Spearman", "AUROC, worst tenth", "inside the interval", "Brier skill", "base rate",
@@ -40,6 +40,11 @@ def fresh_edits(frame: pd.DataFrame, fitted: Sequence[str]) -> pd.DataFrame:
     """Natural edits of the model's editor that it was not fitted on."""
     natural = natural_edits(frame, EDITOR)
     return natural[~natural["case_id"].isin(list(fitted))].reset_index(drop=True)
+
+
+def first_model(frame: pd.DataFrame, fitted: Sequence[str]) -> RiskModel:
+    """What `guardedit calibrate` makes of the edits named."""
+    return calibrated(frame[frame["case_id"].isin(list(fitted))], KIT, EDITOR, LAYERS, SEED)[0]
 
 
 def said_of(model: RiskModel, edits: pd.DataFrame) -> list[tuple[Expectation, ...]]:
@@ -62,10 +67,10 @@ def with_harm_said(edits: pd.DataFrame, said: Sequence[tuple[Expectation, ...]])
 
 def section_fresh(frame: pd.DataFrame, fitted: Sequence[str], model: RiskModel | None = None) -> str:
     """A line a scope; what stopping the riskiest fifth by the probability of harm would avoid, and each level."""
-    found = model or RiskModel.load(FIRST)
     edits = fresh_edits(frame, fitted)
     if len(edits) < 10:
         return "None yet.\n"
+    found = model or first_model(frame, fitted)
     said = said_of(found, edits)
     lines = [_line(found, edits, [one[at] for one in said], at) for at in range(len(found.scopes))]
     return f"{table(HEAD, lines)}\n{_stopping(edits, said)}\n\n{_levels(edits, said)}"

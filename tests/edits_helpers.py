@@ -8,11 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from guardedit.edits.deltas import Dense, EditDelta, LowRank, Update, WeightChange, change_of
+from guardedit.edits.deltas import Dense, EditDelta, LowRank, Update, WeightChange, change_of, record_of
 from guardedit.models.handle import ModelHandle
 from guardedit.models.hooks import key_hook
 from guardedit.models.second_moment import SecondMoment
-from guardedit.records import EditRequest
+from guardedit.records import DeltaRecord, EditRequest
 
 LAYER = 1
 ZERO = "sha256:" + "0" * 64
@@ -82,3 +82,15 @@ def everything(handle: ModelHandle, size: float = 0.05) -> EditDelta:
             update = LowRank(size * gaussian(shape[0], 2, seed=seed), gaussian(2, shape[1], seed=seed + 1))
         changes.append(change_of(handle, name, update))
     return EditDelta(tuple(changes), "test", {}, {})
+
+
+UPDATES = {
+    "rank one": low_rank(),
+    "rank three": low_rank(rank=3),
+    "dense": Dense(0.1 * gaussian(32, 64).float()),
+}
+SMALL = [torch.bfloat16, torch.float16]
+
+
+def record_for(delta: EditDelta, handle: ModelHandle) -> DeltaRecord:
+    return record_of(handle, delta, model_digest=handle.digest(), statistics_digests={})

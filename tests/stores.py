@@ -83,3 +83,8 @@ def make_store(folder: Path, *, sharded: bool = False) -> Tiny:
     tiny = Tiny(folder / "home", folder / "base", manifest)
     tiny.store.import_base(manifest, tiny.folder, "tiny")
     return tiny
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

@@ -1,4 +1,4 @@
-"""ROME's first risk model on edits that it was not fitted on: which those are, and that its words are taken as said."""
+"""A risk model on edits that it was not fitted on: which those are, and that its words are taken as said."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from guard_helpers import made_rows
 
-from benchmarks.guard_fresh import fresh_edits, said_of, section_fresh
+from benchmarks.guard_fresh import first_model, fresh_edits, said_of, section_fresh
 from guardedit.evaluation.guard.calibrating import calibrated
 from guardedit.risk.calibration import RiskModel
 
@@ -23,6 +23,16 @@ def test_fresh_is_what_was_not_fitted() -> None:
     fitted = rows["case_id"].head(12).tolist()
     assert fresh_edits(rows, fitted)["case_id"].tolist() == rows["case_id"][12:].tolist()
     assert section_fresh(rows, rows["case_id"].tolist()) == "None yet.\n"
+
+
+def test_the_model_of_the_first_edits_has_not_seen_the_others() -> None:
+    rows = made_rows(160).assign(**{"pred.rehearsed_near_kl": lambda frame: frame["pred.near_interference"]})
+    first = rows["case_id"].head(90).tolist()
+    changed = rows.assign(
+        **{"out.far/kl_nats": rows["out.far/kl_nats"].where(rows["case_id"].isin(first), 9.0)}
+    )
+    assert first_model(changed, first) == first_model(rows, first)
+    assert first_model(rows, first).scopes[0].n == 90
 
 
 def test_each_line_holds_the_models_own_words_on_the_fresh_edits(model: RiskModel) -> None:

@@ -3,70 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from guardedit.edits.deltas import Dense, EditDelta, LowRank, WeightChange
-from guardedit.edits.keys import key_of, keys_at_subject
+from guardedit.edits.deltas import LowRank
 from guardedit.models.handle import ModelHandle
 from guardedit.models.hooks import key_hook
-from guardedit.records import EditRequest, Score
-from guardedit.risk import banks
+from guardedit.records import Score
 from guardedit.risk.context import RiskContext, entropy_count
 from guardedit.risk.delta_stage import DELTA_SCORES, delta_risk
 from guardedit.risk.delta_view import DeltaView
 from guardedit.risk.key_stage import key_scores
 from guardedit.risk.key_view import KeyView, views_of
-from guardedit.risk.many import SURROUNDED
 from guardedit.risk.measure import measure
-from guardedit.risk.neighbours import ProbeSizes
-from guardedit.risk.rehearsal import RehearsalView
-from tests.risk_helpers import TOWER, WIDTH, bank, context, dictionary, moment, some_keys
-
-LAYERS = (1, 2)
-SECOND = EditRequest(subject="Italy", prompt="The capital of {} is", target_new="Milan", target_true="Rome")
-WHOLE = EditRequest(
-    subject="Berlin", prompt="{} is the capital of", target_new="Spain", target_true="Germany",
-    neighborhood=("Some towns are larger than", "A river runs through the town of"),
-)  # fmt: skip
-REQUESTS = (TOWER, SECOND, WHOLE)
-
-
-def text(layer: int) -> Tensor:
-    """The ordinary text of a layer: keys of the same 300 tokens."""
-    return some_keys(300, 20 + layer) * torch.linspace(0.2, 2.0 + layer, WIDTH, dtype=torch.float64)
-
-
-def at_layer(handle: ModelHandle, layer: int, **parts: Any) -> RiskContext:
-    """A context with a C, an SAE and banks of the layer's own; the words of the banks are those of every layer."""
-    rows = text(layer)
-    sae = replace(
-        dictionary(torch.eye(WIDTH), torch.full((WIDTH,), 1.0 + 4 * layer)), hook_name=key_hook(layer)
-    )
-    kinds = ("facts", "facts", "python", "python", "prose", "prose")
-    made: dict[str, Any] = {
-        "second_moment": moment(rows.T @ rows / 300, hook_name=key_hook(layer)),
-        "key_sae": sae,
-        "bank": bank(some_keys(90, 40 + layer)),
-        "protected": bank(some_keys(6, 50 + layer), kinds, ("Eiffel Tower", "Louvre", "", "", "", "")),
-    }
-    return replace(context(handle), layer=layer, **{**made, **parts})
-
-
-def updates(handle: ModelHandle) -> dict[int, LowRank | Dense]:
-    draw = torch.Generator().manual_seed(5)
-    low = LowRank(torch.randn(32, 2, dtype=torch.float64, generator=draw), some_keys(2, 6))
-    return {1: low, 2: Dense(torch.randn(32, WIDTH, dtype=torch.float64, generator=draw))}
-
-
-def delta_at(handle: ModelHandle, *layers: int) -> EditDelta:
-    made = updates(handle)
-    changes = [WeightChange(handle.rewrite_parameter(layer), layer, made[layer]) for layer in layers]
-    return EditDelta(tuple(changes), "test", {}, {})
+from tests.risk_helpers import TOWER, WIDTH, bank, some_keys
+from tests.risk_layer_helpers import LAYERS, REQUESTS, at_layer, delta_at, text, updates
 
 
 def view_of(handle: ModelHandle, contexts: list[RiskContext], *layers: int) -> DeltaView:
@@ -242,79 +195,3 @@ def test_the_report_names_the_statistics_of_every_layer(tiny_llama: ModelHandle)
     assert "key_sae of layer 2" not in report.inputs
     assert "old statistics" in report.notes
     assert any("layer 2" in note and "no SAE" in note for note in report.notes)
-
-
-# -- many requests
-
-
-def test_many_requests_looked_at_together_are_as_each_alone(tiny: ModelHandle) -> None:
-    one = replace(at_layer(tiny, 1), contexts=("", "It is said that. "))
-    for view in views_of(one, REQUESTS):
-        alone = KeyView(one, view.request, view.n_near)
-        assert {"key", "near", "near_keys"} <= set(vars(view))
-        assert torch.allclose(view.key.k_star, alone.key.k_star, rtol=1e-5, atol=1e-6)
-        assert view.key.position == alone.key.position
-        if view.request is not TOWER:  # a relation of the table; the others' subjects are sampled
-            assert view.near.probes[:2] == alone.near.probes[:2]
-        vars(alone)["near"] = view.near
-        assert torch.allclose(view.near_keys, alone.near_keys, rtol=1e-4, atol=1e-5)
-    alone_key = key_of(tiny, TOWER, 1, one.contexts)
-    (view, *_) = views_of(one, [TOWER])
-    assert torch.equal(view.key.k_star, alone_key.k_star)
-
-
-def test_near_keys_of_several_layers_are_taken_in_one_pass_and_are_those_of_each(
-    tiny_llama: ModelHandle,
-) -> None:
-    from guardedit.edits.keys import keys_at_subjects
-
-    prompts, subjects = [request.filled for request in REQUESTS], [request.subject for request in REQUESTS]
-    together = keys_at_subjects(tiny_llama, prompts, subjects, (2, 0, 1))
-    for layer in (0, 1, 2):
-        assert torch.equal(together[layer], keys_at_subject(tiny_llama, prompts, subjects, layer))
-
-
-def test_banks_of_several_layers_are_those_of_each(
-    tiny_llama: ModelHandle, tmp_path: Any, monkeypatch: Any
-) -> None:
-    monkeypatch.setenv("GUARDEDIT_CACHE", str(tmp_path / "together"))
-    together = {**banks.control_banks(tiny_llama, LAYERS, 200)}, banks.protected_banks(tiny_llama, LAYERS, 60)
-    monkeypatch.setenv("GUARDEDIT_CACHE", str(tmp_path / "apart"))
-    for layer in LAYERS:
-        apart = banks.control_bank(tiny_llama, layer, 200), banks.protected_bank(tiny_llama, layer, 60)
-        for both, one in zip(together, apart, strict=True):
-            assert torch.equal(both[layer].keys, one.keys) and both[layer].digest == one.digest
-            assert both[layer].contexts == one.contexts
-
-
-def many(n: int) -> list[EditRequest]:
-    return [EditRequest(subject=f"Tower {i}", prompt="The {} is in", target_new="Rome", target_true="Oslo",
-                        relation="location", neighborhood=("The Colosseum is in", "The Louvre is in"))
-            for i in range(n)]  # fmt: skip
-
-
-def test_very_many_requests_are_rehearsed_on_a_sample_and_all_of_them_on_their_own_prompt(
-    tiny_llama: ModelHandle,
-) -> None:
-    one = replace(at_layer(tiny_llama, 1), sizes=ProbeSizes(subject=2, near=2, entailed=0, target=1))
-    n = SURROUNDED + 5
-    view = RehearsalView(one, tuple(KeyView(one, request, 2) for request in many(n)), delta_at(tiny_llama, 1))
-    again = RehearsalView(one, view.views, view.delta)
-    assert view.sampled == again.sampled and len(view.sampled) == SURROUNDED
-    around = {i for i in range(n) if any(o.scope != "target" for o in view.compared[i])}
-    assert around == set(view.sampled)
-    assert all(view.compared[i][0].prompt == request.filled for i, request in enumerate(view.requests))
-    assert len(view.probabilities) == 2 * n
-    other = RehearsalView(replace(one, seed=1), view.views, view.delta)
-    assert other.sampled != view.sampled
-    (few, *_) = (RehearsalView(one, view.views[:3], view.delta),)
-    assert few.sampled == (0, 1, 2)
-
-
-def test_the_notes_say_that_a_sample_was_rehearsed(tiny_llama: ModelHandle) -> None:
-    one = replace(at_layer(tiny_llama, 1), sizes=ProbeSizes(subject=1, near=2, entailed=0, target=1))
-    report = measure(one, many(SURROUNDED + 1), delta_at(tiny_llama, 1))
-    said = f"stand around {SURROUNDED} requests drawn with seed 0"
-    assert any(said in note for note in report.notes)
-    few = measure(one, many(2), delta_at(tiny_llama, 1))
-    assert not any("drawn with seed" in note for note in few.notes)
