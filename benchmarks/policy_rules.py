@@ -98,7 +98,8 @@ PREOP = (
     ),
     Rule(
         "preop/rehearsed_namesake_kl",
-        "Rehearsed on made-up subjects of the same last name, answers move by {value} nats; above {limit} look closer.",
+        "Rehearsed on made-up subjects that end in the same word, answers move by {value} nats; "
+        "above {limit} look closer.",
         "shown, not binding: three of four ordinary edits do it, and near damage falls on real bearers of the name",
         level="advisory",
         limit=1.0,
@@ -180,7 +181,8 @@ POSTOP = (
     ),
     Rule(
         "postop/namesake_lost_top1",
-        "Made-up subjects of the same last name lost {value} of their answers; above {limit} a reviewer should look.",
+        "Made-up subjects that end in the same word lost {value} of their answers; "
+        "above {limit} a reviewer should look.",
         "shown, not binding: ordinary edits move most bearers of the name",
         level="advisory",
         limit=0.5,

@@ -165,7 +165,19 @@ def bank_edits(guard: Guard, cases: list[EvalCase], out: Path, editor: str) -> I
 
 
 def write(guard: Guard, cases: list[EvalCase], out: Path, editor: str) -> None:
-    """Collect what has been measured into the kit, and print ROME's table."""
+    """Collect what has been measured into the kit, and ROME's table where `solve` evaluated the edits."""
+    write_bank(guard, out, editor)
+    results = [
+        CaseResult.model_validate_json(path.read_bytes())
+        for case in cases
+        if (path := out / editor / f"{case.case_id}.json").is_file()
+    ]
+    if results:
+        write_table(guard, results, out, editor)
+
+
+def write_bank(guard: Guard, out: Path, editor: str) -> None:
+    """The values of every score, by name, into the kit."""
     values: dict[str, list[float]] = {}
     reports = sorted((out / f"{editor}-risk").glob("*.json"))
     for path in reports:
@@ -184,11 +196,10 @@ def write(guard: Guard, cases: list[EvalCase], out: Path, editor: str) -> None:
     (guard.kit.folder / PREOP_BANK).write_bytes(json.dumps(bank.model_dump(), indent=0).encode() + b"\n")
     plain_hparams = {name: dict(settings) for name, settings in guard.kit.hparams.items()}
     write_kit(guard.kit.folder, layer=guard.kit.layer, hparams=plain_hparams)
-    results = [
-        CaseResult.model_validate_json(path.read_bytes())
-        for case in cases
-        if (path := out / editor / f"{case.case_id}.json").is_file()
-    ]
+
+
+def write_table(guard: Guard, results: list[CaseResult], out: Path, editor: str) -> None:
+    """The editor's table beside them."""
     about = {
         "model": guard.handle.name,
         "editor": editor,

@@ -5,7 +5,7 @@
     python -m benchmarks.subject_rehearsal table docs/data/subject_rehearsal.parquet
 
 Of edits whose update is in OUT (`benchmarks.solve_again`), KL(before ‖ rehearsed) of the first 64 prompts that the
-guard would rehearse about the subject (a plan takes 16 of them, the monitor 96). Resumable.
+guard would rehearse about the subject (a plan takes 32 of them, the monitor 96). Resumable.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from guardedit.evaluation.rowfile import RowFile
 from guardedit.models.handle import ModelHandle
 from guardedit.pipeline import open as open_guard
 from guardedit.records import EditRequest
-from guardedit.risk.compare import compare
+from guardedit.risk.compare import Compared, compare
 from guardedit.risk.neighbours import NearProbes, ProbeSizes, first_tokens, unfiltered_probes
 from guardedit.risk.rehearsal import without_own_relation
 
@@ -36,13 +36,17 @@ SEED, MOST = 0, 64
 COUNTS = (8, 16, 32, 48, 64)
 
 
-def moved(handle: ModelHandle, request: EditRequest, delta: EditDelta, most: int = MOST) -> list[float]:
-    """KL of each prompt about the subject, in the order in which a plan takes them."""
+def about_subject(handle: ModelHandle, request: EditRequest, delta: EditDelta, most: int) -> list[Compared]:
+    """The prompts about the subject that a plan with so many would rehearse, in its order."""
     nobody = NearProbes((), "none")
     texts = unfiltered_probes(handle, request, ProbeSizes(subject=most), SEED, nobody).subject
     found = compare(handle, delta, texts, ["subject"] * len(texts))
-    kept = without_own_relation(found, request, first_tokens(handle, request), most)
-    return [one.kl_nats for one in kept]
+    return without_own_relation(found, request, first_tokens(handle, request), most)
+
+
+def moved(handle: ModelHandle, request: EditRequest, delta: EditDelta, most: int = MOST) -> list[float]:
+    """KL of each prompt about the subject."""
+    return [one.kl_nats for one in about_subject(handle, request, delta, most)]
 
 
 def run(out: Path, rows: Path, facts: Path) -> None:
@@ -63,7 +67,9 @@ def section_subject(frame: pd.DataFrame, kept: pd.DataFrame) -> str:
     measured = kept.rename(columns={"subject": "moved"})  # the table's own column is the subject's name
     edits = natural_edits(frame, "rome").merge(measured, on=KEYS, how="inner")
     damage, groups = np.exp(log_damage(edits, "subject")), edits["relation"].to_numpy()
-    means = {"16, as the table has it": edits[f"{PRED}rehearsed_subject_kl"].to_numpy(float)}
+    means = {
+        f"{ProbeSizes().subject}, as the table has it": edits[f"{PRED}rehearsed_subject_kl"].to_numpy(float)
+    }
     for count in COUNTS:
         means[str(count)] = np.array([float(np.mean(one[:count])) for one in edits["moved"]])
     body = [[name, *cells([mean], damage, groups)] for name, mean in means.items()]

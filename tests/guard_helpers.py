@@ -14,8 +14,6 @@ from guardedit.evaluation.guard.frames import to_frame
 
 ROOT = Path(__file__).parent.parent
 TABLE = ROOT / "docs" / "data" / "guard_rows.parquet"
-FITTED = ROOT / "docs" / "data" / "near_rehearsal.parquet"
-"""Whose natural ROME edits the first risk model was fitted on; those that came later were kept from it."""
 CASES = tuple(
     EvalCase(case_id=str(number), request=request_of(number, target_true="Oslo"))
     for number in range(len(FACTS))

@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from guard_helpers import FITTED, ROOT, TABLE, made_rows, rows
+from guard_helpers import ROOT, TABLE, made_rows, rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipeline_helpers import ZERO, Home, World, home, request_of, world
 
-from benchmarks.guard_fresh import FIRST
 from guardedit.errors import BadRequestError
 from guardedit.evaluation.guard.association import spearman
 from guardedit.evaluation.guard.calibrating import calibrated, harms_of
@@ -248,15 +247,6 @@ def test_the_shipped_model_is_what_calibrate_makes_of_all_natural_rows() -> None
     shipped, natural = RiskModel.load(SHIPPED / "rome.json"), natural_edits(read_rows(TABLE), "rome")
     assert shipped.rows_digest == rows_digest(natural)
     _same_scope(shipped, natural, "far")
-
-
-def test_the_first_model_is_what_calibrate_makes_of_the_rows_that_are_called_fitted() -> None:
-    """Later rows were kept from it, to try it on."""
-    every = natural_edits(read_rows(TABLE), "rome")
-    natural = every[every["case_id"].isin(pd.read_parquet(FITTED)["case_id"])].reset_index(drop=True)
-    first = RiskModel.load(FIRST)
-    assert first.rows_digest == rows_digest(natural)
-    _same_scope(first, natural, "far")
 
 
 @pytest.mark.parametrize("editor", ["memit", "finetune"])

@@ -27,6 +27,6 @@ def test_more_prompts_say_more_of_what_they_measure() -> None:
     true = frame["out.subject/kl_nats"].to_numpy(float)
     drawn = [list(one * np.exp(2 * rng.normal(size=MOST))) for one in true]
     lines = section_subject(frame, frame[KEYS].assign(subject=drawn)).splitlines()
-    assert lines[2].startswith("| 16, as the table has it |") and lines[-1] == "n 160"
+    assert lines[2].startswith("| 32, as the table has it |") and lines[-1] == "n 160"
     found = [float(line.split("|")[2].split("(")[0]) for line in lines[3 : 3 + len(COUNTS)]]
     assert found[0] < found[2] < found[4]

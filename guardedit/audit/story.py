@@ -140,7 +140,8 @@ def _one_request(request: EditRequest) -> str:
 
 def _others(audit: AuditReport) -> tuple[str, ...]:
     lines = [_answers(audit, scope, words) for scope, words in _OUTSIDE]
-    lines += [_answers(audit, "namesake", "made-up subjects of the same last name")] if _named(audit) else []
+    if _named(audit):
+        lines.append(_answers(audit, "namesake", "made-up subjects that end in the same word"))
     lines.append(_far(audit))
     if audit.drift is None:
         lines.append(_most_moved(audit))

@@ -25,7 +25,7 @@ SPARE = 4
 class ProbeSizes:
     """How many prompts a scope shall have; what the request names is never cut."""
 
-    subject: int = 16
+    subject: int = 32
     near: int = 24
     namesake: int = 12
     entailed: int = 4

@@ -1,0 +1,44 @@
+"""Scores measured again are a plan's own, and the table keeps everything else."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from guard_helpers import made_rows
+from test_risk_measure import world
+
+from benchmarks.outcome_noise import KEYS
+from benchmarks.subject_scores import scores, taken_over
+from guardedit.evaluation.guard.frames import rows_digest
+from guardedit.models.handle import ModelHandle
+from guardedit.risk.rehearsal import rehearse
+from tests.risk_helpers import TOWER
+
+NAMES = ("rehearsed_subject_kl", "rehearsed_subject_lost_top1")
+
+
+def again(frame: pd.DataFrame, kl: float) -> pd.DataFrame:
+    return frame[KEYS].assign(rehearsed_subject_kl=kl, rehearsed_subject_lost_top1=0.5)
+
+
+def test_scores_are_those_that_a_plan_holds(tiny_llama: ModelHandle) -> None:
+    ctx, delta = world(tiny_llama)
+    planned = {one.name: one.value for one in rehearse(ctx, [TOWER], delta).scores if one.name in NAMES}
+    assert scores(tiny_llama, TOWER, delta) == pytest.approx(planned, rel=1e-4)
+    assert min(planned.values()) > 0
+
+
+def test_only_what_was_measured_again_changes() -> None:
+    frame = made_rows(n=40, relations=4)
+    found = taken_over(frame, again(frame.iloc[:10], 0.125))
+    assert list(found["pred.rehearsed_subject_kl"][:10]) == [0.125] * 10
+    pd.testing.assert_frame_equal(found.iloc[10:][frame.columns], frame.iloc[10:])
+    rest = [name for name in frame.columns if "rehearsed_subject" not in name]
+    assert rows_digest(found[rest]) == rows_digest(frame[rest])
+
+
+def test_an_edit_that_the_table_does_not_have_is_refused() -> None:
+    frame = made_rows(n=40, relations=4)
+    strange = again(frame.iloc[:3], 0.1).assign(case_id="no-such-case")
+    with pytest.raises(SystemExit, match="no-such-case"):
+        taken_over(frame, strange)
