@@ -50,7 +50,10 @@ def section_drifted(monitor: pd.DataFrame, rows: pd.DataFrame) -> str:
 def counted(monitor: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     """Real edits that were monitored as they are, with no leak planted, beside what the guard's table has of them."""
     plain = monitor[(monitor["scope"] == "") & monitor["kind"].isin(["mild", "harmful"])]
-    return plain.drop_duplicates("case_id").merge(measured(rows, "rome", ("known",)), on="case_id")
+    # An edit may be monitored as one of both kinds; a row that knows of namesakes is the later one.
+    named = plain.get("score.namesake_kl", pd.Series(np.nan, plain.index)).notna()
+    once = plain.loc[(~named).sort_values(kind="stable").index].drop_duplicates("case_id")
+    return once.merge(measured(rows, "rome", ("known",)), on="case_id")
 
 
 def _best(edits: pd.DataFrame, drifted: np.ndarray, relations: np.ndarray) -> list[tuple[str, Figure]]:

@@ -60,10 +60,10 @@ def limits(rule: Rule, bank: ReferenceBank) -> list[Line]:
     only; a joint plan beyond the soft one goes to a person, and to the absolute limits after the write.
     """
     if rule.limit is not None and rule.limit_of_many is not None:
-        many = (f"{rule.id}-of-many", rule.limit_of_many, rule.level, "absolute", "many")
-        return [(rule.id, rule.limit, rule.level, "absolute", "one"), many]
+        many = (f"{rule.id}-of-many", rule.limit_of_many, rule.level, rule.source, "many")
+        return [(rule.id, rule.limit, rule.level, rule.source, "one"), many]
     if rule.limit is not None:
-        return [(rule.id, rule.limit, rule.level, "absolute", None)]
+        return [(rule.id, rule.limit, rule.level, rule.source, None)]
     soft = rounded(bank.quantile(rule.metric, SOFT_SHARE))
     where = f"p{SOFT_SHARE * 100:g} of n={len(bank.values[rule.metric])} real edits by {bank.editor}, seed {bank.seed}"
     found: list[Line] = [(rule.id, soft, rule.level, where, None)]

@@ -7,8 +7,18 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from guard_helpers import made_rows
 
-from benchmarks.monitor_findings import SCOPES, alarms, detections, mild
+from benchmarks.monitor_findings import (
+    CHOSEN_ON,
+    LOOKED_AT,
+    SCOPES,
+    TELLING,
+    alarms,
+    detections,
+    mild,
+    told_apart,
+)
 from benchmarks.monitor_power import LITTLE, did_little, did_much, kept
 from benchmarks.planted_leaks import NARROW, RIDGE, apart, bisected, both, domain_of
 from guardedit.drift.null import BankEntry, NullBank
@@ -43,7 +53,7 @@ def _row(
         "came_to": share,
         "outcome": outcome,
         "broken": broken,
-    } | {"score.perplexity_ratio": 1.0, "score.sae_validity": 1.0, **scores}
+    } | {"score.perplexity_ratio": 1.0, "score.sae_validity": 1.0, "score.subject_lost_top1": 0.1, **scores}
 
 
 def _delta(size: float) -> EditDelta:
@@ -88,15 +98,44 @@ def test_a_leak_that_moves_another_domain_more_is_not_named() -> None:
 
 
 def test_alarms_are_counted_apart_for_real_edits_and_shams() -> None:
-    calm = [_row(), _row(broken="far-kl"), _row(python=0.03), _row(kind="sham")]
-    # A rise that the limits before did not allow.
+    calm = [_row(), _row(broken="far-kl"), _row(python=0.03), _row(broken="subject-kl"), _row(kind="sham")]
+    # Rises that earlier limits did not allow, and a limit that there was not.
     calm[0]["score.perplexity_ratio"] = 1.012
+    calm[2]["score.subject_lost_top1"] = 0.55
     real, sham = alarms(pd.DataFrame(calm), BANK).splitlines()[2:]
-    assert [cell.strip().split(" ")[0] for cell in real.split("|")[2:6]] == ["3", "0.33", "0.67", "0.33"]
-    assert "`far-kl`" in real and "0.00" in sham
+    assert [cell.strip().split(" ")[0] for cell in real.split("|")[2:7]] == [
+        "4",
+        "0.50",
+        "0.50",
+        "0.75",
+        "0.25",
+    ]
+    assert "`far-kl`, `subject-kl`" in real and "0.00" in sham
     assert real.endswith("| – |")
     calm[2]["score.namesake_kl"] = 4.0
     assert alarms(pd.DataFrame(calm), BANK).splitlines()[2].endswith("| 4 (n 1) |")
+
+
+def test_what_limits_were_chosen_on_is_told_apart() -> None:
+    edits = [_row(), _row() | {"case_id": CHOSEN_ON[0]}, _row(kind="harmful") | {"case_id": LOOKED_AT[0]}]
+    names = [line.split("|")[1].strip() for line in alarms(pd.DataFrame(edits), BANK).splitlines()[2:]]
+    assert names == [
+        "real edits that did little elsewhere", "the same, those that limits were chosen on",
+        "the same, looked at before limits were chosen",
+    ]  # fmt: skip
+
+
+def test_a_score_that_orders_the_damage_tells_the_worst_tenth_from_the_rest() -> None:
+    rows = made_rows(60)
+    named = [name for names in TELLING.values() for name in names if name != "namesake_kl"]
+    scores = {f"score.{name}": rows["pred.sae_view"] for name in named}
+    damage = rows["out.near/kl_nats"]
+    monitored = pd.DataFrame({"kind": "mild", "case_id": rows["case_id"], "scope": "", **scores})
+    lines = told_apart(monitored.assign(**{"score.near_kl": damage}), rows).splitlines()
+    (near,) = [line for line in lines if line.startswith("| near | `near_kl` |")]
+    assert near.split("|")[3:5] == [" 60 ", " 6 "] and near.count("1.00 (1.00 to 1.00)") == 2
+    (named,) = [line for line in lines if "`namesake_kl`" in line]
+    assert named.split("|")[3:5] == [" 0 ", " 0 "]
 
 
 def test_the_direction_that_sets_keys_apart_is_the_best_of_many() -> None:

@@ -34,14 +34,19 @@ def spearman(predicted: np.ndarray, observed: np.ndarray) -> float:
     return float(a @ b) / norm if norm else float("nan")
 
 
-def auroc_worst(predicted: np.ndarray, observed: np.ndarray) -> float:
-    """Area under the ROC curve for the worst decile of the damage; NaN where there is no such part."""
-    worst = observed > np.quantile(observed, WORST)
+def auroc(predicted: np.ndarray, happened: np.ndarray) -> float:
+    """Area under the ROC curve for what happened (1) against what did not (0); NaN where one of them is missing."""
+    worst = happened.astype(bool)
     n = int(worst.sum())
     if not 0 < n < len(worst):
         return float("nan")
     # As roc_auc_score gives it, by ranks: resampling pays for it two thousand times.
     return float((rankdata(predicted)[worst].sum() - n * (n + 1) / 2) / (n * (len(worst) - n)))
+
+
+def auroc_worst(predicted: np.ndarray, observed: np.ndarray) -> float:
+    """Area under the ROC curve for the worst decile of the damage; NaN where there is no such part."""
+    return auroc(predicted, observed > np.quantile(observed, WORST))
 
 
 def figure(
