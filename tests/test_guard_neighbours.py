@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +13,10 @@ from benchmarks.guard_together import foretold, section_together
 from benchmarks.monitor_findings import caught
 from benchmarks.namesakes import section_namesakes
 from benchmarks.near_rehearsal import section_rehearsal
+from guardedit.errors import BadRequestError
+from guardedit.evaluation.guard.command import gathered
 from guardedit.evaluation.guard.frames import joined
+from guardedit.evaluation.rowfile import RowFile
 
 
 def _cells(line: str) -> list[str]:
@@ -49,6 +54,20 @@ def test_of_an_edit_in_both_tables_the_later_row_stays() -> None:
     both = joined(earlier, later)
     assert list(both.columns) == list(earlier.columns) and len(both) == 6
     assert both["out.far/kl_nats"].tolist() == [7.0] * 3 + earlier["out.far/kl_nats"].tolist()[3:]
+
+
+def test_rows_of_other_far_text_do_not_stand_in_one_table(tmp_path: Path) -> None:
+    earlier, later = made_rows(6).assign(far_text="sha256:a"), made_rows(3).assign(far_text="sha256:b")
+    with pytest.raises(BadRequestError, match=r"different text .*sha256:a.* 3 rows.*sha256:b.* 3 rows"):
+        joined(earlier, later)
+    assert joined(earlier.head(3), later)["far_text"].tolist() == ["sha256:b"] * 3
+    for text in ("a", "b"):
+        file = RowFile(tmp_path / f"{text}.jsonl", {"far": f"sha256:{text}"})
+        file.append({"editor": "rome", "stratum": "known", "case_id": text})
+    with pytest.raises(BadRequestError, match="--far"):
+        gathered(tmp_path)
+    (tmp_path / "a.jsonl").unlink()
+    assert gathered(tmp_path)["far_text"].tolist() == ["sha256:b"]
 
 
 def test_namesakes_that_move_are_told_from_neighbours_that_do_not() -> None:

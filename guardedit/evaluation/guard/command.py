@@ -13,7 +13,7 @@ import pandas as pd
 
 from guardedit.editors import EDITORS
 from guardedit.errors import BadRequestError
-from guardedit.evaluation.guard.frames import to_frame, write_rows
+from guardedit.evaluation.guard.frames import same_far_text, to_frame, write_rows
 from guardedit.evaluation.guard.outcome_prompts import Neighbours
 from guardedit.evaluation.guard.rows import Bench, Progress, run_rows
 from guardedit.evaluation.guard.strata import KNOWN, STRATA, chosen_edits
@@ -85,13 +85,12 @@ def evaluate_guard(workspace: Workspace, job: GuardJob, progress: Progress | Non
 
 
 def gathered(folder: Path) -> pd.DataFrame:
-    """The table of every row in a folder."""
-    rows = [
-        json.loads(line)
-        for path in sorted(folder.glob("*.jsonl"))
-        for line in path.read_text("utf-8").splitlines()[1:]
-    ]
-    return to_frame(rows)
+    """The table of every row in a folder. Raises BadRequestError where they were not measured on the same far text."""
+    rows = []
+    for path in sorted(folder.glob("*.jsonl")):
+        header, *found = map(json.loads, path.read_text("utf-8").splitlines())
+        rows += [row | {"far_text": header.get("far")} for row in found]
+    return same_far_text(to_frame(rows))
 
 
 def far_texts(files: Mapping[str, Path]) -> dict[str, list[str]]:

@@ -14,7 +14,7 @@ from guardedit.records import digest_of_bytes
 PRED, OUT = "pred.", "out."
 _PLAIN = (
     "editor", "stratum", "case_id", "subject", "relation", "target_new", "target_true", "error", "p_new", "seconds",
-    "seconds_solving",
+    "seconds_solving", "far_text",
 )  # fmt: skip
 
 
@@ -40,10 +40,24 @@ def to_frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def joined(earlier: pd.DataFrame, later: pd.DataFrame) -> pd.DataFrame:
-    """The rows of two tables; of an edit that is in both, the later one's."""
-    return _in_order(
-        pd.concat([earlier, later], ignore_index=True).drop_duplicates(list(_NAMED), keep="last")
-    )
+    """The rows of two tables; of an edit that is in both, the later one's.
+
+    Raises BadRequestError where damage far from the edit was not measured on the same text.
+    """
+    both = pd.concat([earlier, later], ignore_index=True).drop_duplicates(list(_NAMED), keep="last")
+    return _in_order(same_far_text(both))
+
+
+def same_far_text(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table, where rows that say which far text they were measured on name the same one. Raises BadRequestError."""
+    named = frame.get("far_text", pd.Series(dtype=object)).dropna()
+    if named.nunique() > 1:
+        counts = ", ".join(f"{text[:19]}… {n} rows" for text, n in named.value_counts().items())
+        raise BadRequestError(
+            f"damage far from the edit was measured on different text ({counts}), so these rows cannot stand in one "
+            "table; measure them with the same --far files"
+        )
+    return frame
 
 
 def _in_order(frame: pd.DataFrame) -> pd.DataFrame:

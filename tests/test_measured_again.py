@@ -7,9 +7,9 @@ import pytest
 from guard_helpers import made_rows
 from test_risk_measure import world
 
+from benchmarks.measured_again import subject_scores, taken_over
 from benchmarks.outcome_noise import KEYS
-from benchmarks.subject_scores import scores, taken_over
-from guardedit.evaluation.guard.frames import rows_digest
+from guardedit.evaluation.guard.frames import PRED, rows_digest
 from guardedit.models.handle import ModelHandle
 from guardedit.risk.rehearsal import rehearse
 from tests.risk_helpers import TOWER
@@ -18,13 +18,15 @@ NAMES = ("rehearsed_subject_kl", "rehearsed_subject_lost_top1")
 
 
 def again(frame: pd.DataFrame, kl: float) -> pd.DataFrame:
-    return frame[KEYS].assign(rehearsed_subject_kl=kl, rehearsed_subject_lost_top1=0.5)
+    return frame[KEYS].assign(**{f"{PRED}{NAMES[0]}": kl, f"{PRED}{NAMES[1]}": 0.5})
 
 
 def test_scores_are_those_that_a_plan_holds(tiny_llama: ModelHandle) -> None:
     ctx, delta = world(tiny_llama)
-    planned = {one.name: one.value for one in rehearse(ctx, [TOWER], delta).scores if one.name in NAMES}
-    assert scores(tiny_llama, TOWER, delta) == pytest.approx(planned, rel=1e-4)
+    planned = {
+        PRED + one.name: one.value for one in rehearse(ctx, [TOWER], delta).scores if one.name in NAMES
+    }
+    assert subject_scores(tiny_llama, TOWER, delta) == pytest.approx(planned, rel=1e-4)
     assert min(planned.values()) > 0
 
 
