@@ -14,6 +14,7 @@ edits whose update is not in OUT nothing is measured.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,9 @@ def subject_scores(handle: ModelHandle, request: EditRequest, delta: EditDelta) 
     }
 
 
-def far_outcome(far: FarSample, delta: EditDelta) -> dict[str, Any]:
-    """As a row of the table holds it, with the text that it was measured on."""
-    return {f"{OUT}far/{name}": value for name, value in far.moves(delta).items()} | {"far_text": far.digest}
+def far_outcome(far: FarSample, delta: EditDelta) -> dict[str, float]:
+    """As a row of the table holds it."""
+    return {f"{OUT}far/{name}": value for name, value in far.moves(delta).items()}
 
 
 def run(out: Path, rows: Path, facts: Path, editor: str, what: str, files: dict[str, Path]) -> None:
@@ -77,6 +78,13 @@ def run(out: Path, rows: Path, facts: Path, editor: str, what: str, files: dict[
             return far_outcome(bench.far, delta)
 
     measure_solved(bench, edits, RowFile(out / f"{editor}-{what}-{SUFFIX}", header), measure)
+
+
+def measured_rows(path: Path) -> pd.DataFrame:
+    """The rows of one file; of damage far from the edit, with the text that it was measured on."""
+    header = json.loads(path.read_text("utf-8").splitlines()[0])
+    named = {"far_text": header["far"]} if "far" in header else {}
+    return pd.DataFrame(lines_of(path)).assign(**named)
 
 
 def taken_over(rows: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
@@ -114,7 +122,7 @@ def main() -> None:
         return
     table = read_rows(args.rows)
     for path in sorted(args.source.glob(f"*-{SUFFIX}")):
-        table = taken_over(table, pd.DataFrame(lines_of(path)))
+        table = taken_over(table, measured_rows(path))
     write_rows(table, args.to or args.rows)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 from guard_helpers import made_rows
 from test_risk_measure import world
 
-from benchmarks.measured_again import subject_scores, taken_over
+from benchmarks.measured_again import measured_rows, subject_scores, taken_over
 from benchmarks.outcome_noise import KEYS
 from guardedit.evaluation.guard.frames import PRED, rows_digest
+from guardedit.evaluation.rowfile import RowFile
 from guardedit.models.handle import ModelHandle
 from guardedit.risk.rehearsal import rehearse
 from tests.risk_helpers import TOWER
@@ -44,3 +47,13 @@ def test_an_edit_that_the_table_does_not_have_is_refused() -> None:
     strange = again(frame.iloc[:3], 0.1).assign(case_id="no-such-case")
     with pytest.raises(SystemExit, match="no-such-case"):
         taken_over(frame, strange)
+
+
+def test_damage_far_from_the_edit_comes_with_the_text_that_it_was_measured_on(tmp_path: Path) -> None:
+    for what, header in (("far", {"far": "sha256:a"}), ("subject", {"sentences": 32})):
+        file = RowFile(tmp_path / f"rome-{what}-again.jsonl", header)
+        file.append({"editor": "rome", "stratum": "known", "case_id": "0000", "out.far/kl_nats": 0.5})
+    far, subject = (measured_rows(tmp_path / f"rome-{what}-again.jsonl") for what in ("far", "subject"))
+    assert far["far_text"].tolist() == ["sha256:a"] and "far_text" not in subject
+    found = taken_over(made_rows(n=40, relations=4), far)
+    assert found["far_text"].notna().sum() == 1 and found["out.far/kl_nats"].iloc[0] == 0.5
