@@ -79,7 +79,7 @@ def test_named_prompts_come_first_and_are_never_cut(tiny_llama: ModelHandle) -> 
         update={
             "paraphrases": ("Where is the Eiffel Tower? In",),
             "entailed": ("The Eiffel Tower is in the country of",),
-            "same_subject": tuple(f"The Eiffel Tower, fact {i}, is" for i in range(20)),
+            "same_subject": tuple(f"The Eiffel Tower, fact {i}, is" for i in range(40)),
             "neighborhood": ("The Louvre is located in the city of", "Big Ben stands in"),
         }
     )
@@ -88,7 +88,7 @@ def test_named_prompts_come_first_and_are_never_cut(tiny_llama: ModelHandle) -> 
     assert probes.entailed[:1] == named.entailed
     assert probes.subject == named.same_subject
     assert probes.near[:2] == named.neighborhood
-    assert "20 named" in probes.note and "2 named" in probes.note
+    assert "40 named" in probes.note and "2 named" in probes.note
 
 
 def test_sizes_are_met_without_doubles_and_never_about_the_subject_where_they_are_near(
