@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,6 @@ from guardedit.risk.neighbours import ProbeSizes
 SEED = 0
 SIZES = ProbeSizes()
 SUFFIX = "again.jsonl"
-Measure = Callable[[EditRequest, EditDelta], dict[str, Any]]
 
 
 def subject_scores(handle: ModelHandle, request: EditRequest, delta: EditDelta) -> dict[str, float]:
@@ -64,20 +62,13 @@ def run(out: Path, rows: Path, facts: Path, editor: str, what: str, files: dict[
         more_far=far_texts(files), deltas=out / f"{editor}-deltas",
     )  # fmt: skip
     handle = bench.workspace.handle
-    header: dict[str, Any] = {"model": handle.digest()}
-    measure: Measure
-    if what == "subject":
-        header["sentences"] = SIZES.subject
+    about = {"sentences": SIZES.subject} if what == "subject" else {"far": bench.far.digest}
 
-        def measure(request: EditRequest, delta: EditDelta) -> dict[str, Any]:
-            return subject_scores(handle, request, delta)
-    else:
-        header["far"] = bench.far.digest
+    def measured_of(request: EditRequest, delta: EditDelta) -> dict[str, Any]:
+        return subject_scores(handle, request, delta) if what == "subject" else far_outcome(bench.far, delta)
 
-        def measure(request: EditRequest, delta: EditDelta) -> dict[str, Any]:
-            return far_outcome(bench.far, delta)
-
-    measure_solved(bench, edits, RowFile(out / f"{editor}-{what}-{SUFFIX}", header), measure)
+    file = RowFile(out / f"{editor}-{what}-{SUFFIX}", {"model": handle.digest(), **about})
+    measure_solved(bench, edits, file, measured_of)
 
 
 def measured_rows(path: Path) -> pd.DataFrame:

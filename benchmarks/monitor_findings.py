@@ -88,8 +88,9 @@ def caught(table: pd.DataFrame, rows: pd.DataFrame) -> str:
     if harmful.empty:
         return "No edit that did harm has been monitored yet.\n"
     lines = [
-        "| in the worst tenth of | n | break a limit | one of that scope | damage, nats | the monitor's score of it |",
-        "|---|---|---|---|---|---|",
+        "| in the worst tenth of | n | break a limit | by the limits before | one of that scope | damage, nats | "
+        "the monitor's score of it |",
+        "|---|---|---|---|---|---|---|",
     ]
     for scope, outcome in OUTCOMES.items():
         damage = known[f"{OUT}{outcome}"].dropna()
@@ -97,7 +98,8 @@ def caught(table: pd.DataFrame, rows: pd.DataFrame) -> str:
         some = harmful[harmful["case_id"].isin(worst.index)]
         own = sum(any(rule.startswith(ABOUT[scope]) for rule in broken.split()) for broken in some["broken"])
         spans = (_span(worst[some["case_id"]]), _span(some[f"score.{scope}_kl"]))
-        counts = (f"{n} of {len(some)}" for n in (int((some["broken"] != "").sum()), own))
+        before = sum(_broke(row, BEFORE["the limits before"]) for _, row in some.iterrows())
+        counts = (f"{n} of {len(some)}" for n in (int((some["broken"] != "").sum()), before, own))
         lines.append(f"| {scope} | {len(some)} | {' | '.join((*counts, *spans))} |")
     return "\n".join(lines) + "\n"
 

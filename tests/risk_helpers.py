@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from guardedit.edits.deltas import Dense, EditDelta, LowRank, Update, WeightChange
-from guardedit.edits.keys import Key
+from guardedit.edits.keys import Key, key_of
 from guardedit.models.handle import ModelHandle
 from guardedit.models.hooks import key_hook
 from guardedit.models.statistics import SecondMoment
@@ -118,3 +118,12 @@ def delta_view(ctx: RiskContext, update: LowRank | Dense, near: Tensor | None = 
 def close(value: float, rel: float = 1e-6) -> object:
     """Equal but for rounding."""
     return pytest.approx(value, rel=rel, abs=1e-9)
+
+
+def world(handle: ModelHandle) -> tuple[RiskContext, EditDelta]:
+    """A context with an SAE and the tower's ROME delta in it."""
+    text = some_keys(400, 11)
+    ctx = context(handle, second_moment=moment(text.T @ text / 400), key_sae=dictionary(torch.eye(WIDTH)))
+    k = key_of(handle, TOWER, LAYER, ("",)).k_star
+    residual = 3 * torch.randn(32, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    return ctx, delta_of(handle, rank_one(k, residual, ctx.second_moment.solve(k)))

@@ -7,6 +7,8 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from guardedit.audit.versions import VersionStore
 from guardedit.records import digest_of_bytes
 
@@ -88,3 +90,9 @@ def make_store(folder: Path, *, sharded: bool = False) -> Tiny:
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file below a folder."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Tiny:
+    """A store that nothing was done to."""
+    return make_store(tmp_path)

@@ -111,6 +111,11 @@ def test_real_harm_that_breaks_a_limit_of_another_scope_is_not_counted_as_seen()
     rows = made_rows(20)
     worst = str(rows.loc[rows["out.near/kl_nats"].idxmax(), "case_id"])
     scores = {f"score.{scope}_kl": 0.5 for scope in ("far", "near", "subject")}
+    scores["score.subject_lost_top1"] = 0.7
     table = pd.DataFrame([{"kind": "harmful", "case_id": worst, "broken": "subject-lost-top1", **scores}])
     (line,) = [one for one in caught(table, rows).splitlines() if one.startswith("| near")]
-    assert _cells(line)[1:4] == ["1", "1 of 1", "0 of 1"]
+    assert _cells(line)[1:5] == ["1", "1 of 1", "1 of 1", "0 of 1"]
+    # What only a limit that is new says was not said before.
+    later = table.assign(broken="subject-kl", **{"score.subject_lost_top1": 0.1})
+    (line,) = [one for one in caught(later, rows).splitlines() if one.startswith("| near")]
+    assert _cells(line)[1:5] == ["1", "1 of 1", "0 of 1", "0 of 1"]

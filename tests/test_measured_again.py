@@ -7,7 +7,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from guard_helpers import made_rows
-from test_risk_measure import world
 
 from benchmarks.measured_again import measured_rows, subject_scores, taken_over
 from benchmarks.outcome_noise import KEYS
@@ -15,7 +14,7 @@ from guardedit.evaluation.guard.frames import PRED, rows_digest
 from guardedit.evaluation.rowfile import RowFile
 from guardedit.models.handle import ModelHandle
 from guardedit.risk.rehearsal import rehearse
-from tests.risk_helpers import TOWER
+from tests.risk_helpers import TOWER, world
 
 NAMES = ("rehearsed_subject_kl", "rehearsed_subject_lost_top1")
 

@@ -11,7 +11,6 @@ import torch
 from edits_helpers import everything
 
 from guardedit.edits.deltas import EditDelta, LowRank, written
-from guardedit.edits.keys import key_of
 from guardedit.errors import BadRequestError, SolveError
 from guardedit.models.handle import ModelHandle
 from guardedit.records import EditRequest, RiskReport, Scope, canonical
@@ -23,7 +22,13 @@ from guardedit.risk.measure import SCORES, measure
 from guardedit.risk.neighbours import ProbeSizes
 from guardedit.risk.rehearsal import RehearsalView, rehearse
 from guardedit.risk.scores import mean_with_interval
-from tests.risk_helpers import LAYER, TOWER, WIDTH, context, delta_of, dictionary, moment, rank_one, some_keys
+from tests.risk_helpers import (
+    TOWER,
+    WIDTH,
+    delta_of,
+    some_keys,
+    world,
+)
 
 NAMES = {
     "key_leakage", "key_near_interference", "key_norm", "subject_position", "sae_view", "neuron_polysemanticity",
@@ -38,15 +43,6 @@ NAMES = {
 }  # fmt: skip
 """The names that policies and MLflow rely on."""
 SECOND = EditRequest(subject="Italy", prompt="The capital of {} is", target_new="Milan", target_true="Rome")
-
-
-def world(handle: ModelHandle) -> tuple[RiskContext, EditDelta]:
-    """A context with an SAE and the tower's ROME delta in it."""
-    text = some_keys(400, 11)
-    ctx = context(handle, second_moment=moment(text.T @ text / 400), key_sae=dictionary(torch.eye(WIDTH)))
-    k = key_of(handle, TOWER, LAYER, ("",)).k_star
-    residual = 3 * torch.randn(32, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    return ctx, delta_of(handle, rank_one(k, residual, ctx.second_moment.solve(k)))
 
 
 def zero(handle: ModelHandle) -> EditDelta:

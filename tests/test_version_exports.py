@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from stores import NAMES, Tiny, make_folder, make_store, tree, write_safetensors
+from stores import NAMES, Tiny, make_folder, make_store, tiny, tree, write_safetensors
 
 from guardedit.audit.export import export
 from guardedit.audit.safetensors_bytes import locate, read_folder, read_header, read_span
@@ -20,12 +20,8 @@ from guardedit.errors import (
 )
 from guardedit.records import digest_of, digest_of_bytes
 
+__all__ = ["tiny"]
 A, B, C = NAMES[1:]
-
-
-@pytest.fixture
-def tiny(tmp_path: Path) -> Tiny:
-    return make_store(tmp_path)
 
 
 def test_a_folder_that_does_not_hold_the_manifests_bytes_is_not_imported(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
-from stores import NAMES, Tiny, make_store, random_bytes, tree
+from stores import NAMES, Tiny, make_store, random_bytes, tiny, tree
 
 from guardedit.audit.versions import VersionStore
 from guardedit.errors import (
@@ -20,12 +20,8 @@ from guardedit.errors import (
 )
 from guardedit.records import digest_of, digest_of_bytes
 
+__all__ = ["tiny"]
 A, B, C = NAMES[1:]
-
-
-@pytest.fixture
-def tiny(tmp_path: Path) -> Tiny:
-    return make_store(tmp_path)
 
 
 def test_the_digest_of_a_fresh_store_is_that_of_the_models_manifest(tiny: Tiny) -> None:

@@ -14,10 +14,16 @@ from guardedit.pipeline.kit import kit_folder
 PAGE = Path(__file__).parent.parent / "docs" / "limits.md"
 
 
-@pytest.fixture(scope="module")
-def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("kit") / "smollm2-135m"
+POLICIES = ("policy.toml", "policies/strict.toml", "policies/permissive.toml")
+
+
+@pytest.fixture
+def kit(tmp_path: Path) -> Path:
+    """The kit that ships, without its policies."""
+    folder = tmp_path / "smollm2-135m"
     shutil.copytree(kit_folder("smollm2-135m"), folder)
+    for name in POLICIES:
+        (folder / name).unlink()
     return folder
 
 
@@ -32,7 +38,7 @@ def test_the_shipped_policies_are_what_is_written(
 ) -> None:
     shipped = kit_folder("smollm2-135m")
     told = written(kit, monkeypatch, capsys)
-    for name in ("policy.toml", "policies/strict.toml", "policies/permissive.toml", "kit.json"):
+    for name in (*POLICIES, "kit.json"):
         assert (kit / name).read_bytes() == (shipped / name).read_bytes(), name
     assert told.strip() in PAGE.read_text("utf-8")
     assert told.count("\n| ") >= 30
@@ -41,7 +47,7 @@ def test_the_shipped_policies_are_what_is_written(
 def test_another_bank_gives_other_limits(
     kit: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shipped = (kit / "policy.toml").read_text("utf-8")
+    shipped = (kit_folder("smollm2-135m") / "policy.toml").read_text("utf-8")
     bank = kit / "preop_bank.json"
     values = bank.read_text("utf-8").replace(
         '"preop/latent_leak": [\n', '"preop/latent_leak": [\n900000.5,\n'

@@ -88,8 +88,8 @@ def gathered(folder: Path) -> pd.DataFrame:
     """The table of every row in a folder. Raises BadRequestError where they were not measured on the same far text."""
     rows = []
     for path in sorted(folder.glob("*.jsonl")):
-        header, *found = map(json.loads, path.read_text("utf-8").splitlines())
-        rows += [row | {"far_text": header.get("far")} for row in found]
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        rows += [row | {"far_text": lines[0].get("far")} for row in lines[1:]]
     return same_far_text(to_frame(rows))
 
 
